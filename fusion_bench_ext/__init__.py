@@ -1,0 +1,1 @@
+"""FusionBench algorithms, task pools and configs."""

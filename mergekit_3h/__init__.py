@@ -1,0 +1,36 @@
+"""TSVM, R-TSVM and safety-data-driven merging for MergeKit and FusionBench.
+
+Importing this package imports neither torch nor mergekit: the public names below load on first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mergekit_3h.errors import ThreeHError as ThreeHError
+    from mergekit_3h.merging import merge_tensor as merge_tensor
+    from mergekit_3h.options import RTSVMOptions as RTSVMOptions
+    from mergekit_3h.options import TSVMOptions as TSVMOptions
+
+__version__ = "0.1.0"
+
+_HOME_OF = {
+    "ThreeHError": "mergekit_3h.errors",
+    "TSVMOptions": "mergekit_3h.options",
+    "RTSVMOptions": "mergekit_3h.options",
+    "merge_tensor": "mergekit_3h.merging",
+}
+
+__all__ = ["RTSVMOptions", "TSVMOptions", "ThreeHError", "__version__", "merge_tensor"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

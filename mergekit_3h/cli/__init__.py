@@ -1,0 +1,42 @@
+"""``mergekit-3h``: one file a command, each imported only when it is called."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import click
+
+from mergekit_3h.errors import ThreeHError
+
+_COMMANDS = {
+    "check": "lint a mergekit config before hours are spent on it",
+    "doctor": "which hosts and devices are there, and does each host see the methods",
+}
+
+
+class _LazyGroup(click.Group):
+    """Finds the command ``name`` as ``mergekit_3h.cli.<name>:command``; shows our errors without a traceback."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        return import_module(f"mergekit_3h.cli.{cmd_name}").command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except ThreeHError as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="mergekit-3h")
+def main() -> None:
+    """Merge aligned language models: TSVM, R-TSVM, safety-data-driven merging."""

@@ -1,0 +1,1 @@
+"""mergekit merge methods. Importing this package registers them with mergekit."""
