@@ -1,0 +1,44 @@
+"""What the lint reports: one finding, its severity, and where it was found."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from difflib import get_close_matches
+from typing import Any, Literal
+
+Severity = Literal["error", "warning", "note"]
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One remark on a config. ``where`` is a path into it, as ``models[1].parameters.weight``."""
+
+    severity: Severity
+    rule: str
+    message: str
+    where: str = ""
+    advice: str = ""
+    model: str | None = None
+    tensor: str | None = None
+    line: int | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        place = f"{self.where}: " if self.where else ""
+        advice = f"; {self.advice}" if self.advice else ""
+        return f"{place}{self.message}{advice}"
+
+
+def did_you_mean(name: str, known: list[str], otherwise: str = "") -> str:
+    """Advice that names the closest of ``known``, or ``otherwise``."""
+    close = get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"did you mean {close[0]!r}?" if close else otherwise
+
+
+def shortened(names: list[str], limit: int = 3) -> str:
+    """The first names, and how many more there are."""
+    rest = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
