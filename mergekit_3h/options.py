@@ -31,7 +31,7 @@ class ModelOptions(BaseModel):
         1.0,
         allow_inf_nan=False,
         description="Factor on this expert's singular values (and on its share of the mean, for tensors that are "
-        "averaged). 0 leaves the expert out altogether.",
+        "averaged). An expert of weight 0 adds nothing but still takes part in the decorrelation.",
     )
 
 

@@ -1,0 +1,194 @@
+"""The singular factors of all tasks side by side, U = [U_1 .. U_n] and V = [V_1 .. V_n], and their polar factors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from mergekit_3h.kernels.polar import inverse_sqrt, inverse_sqrt_of_two_blocks
+from mergekit_3h.kernels.spectra import TILE, Spectrum
+from mergekit_3h.kernels.tasks import TaskMatrices
+from mergekit_3h.kernels.workers import run_all, spans
+
+STORED_ASPECT = 3
+"""U is stored where the matrix is at most this many times taller than wide, and made twice where it is taller."""
+
+
+class PolarFactors:
+    """U_perp and V_perp, the polar factors of U (rows x K) and V (columns x K).
+
+    U = delta_i V_i S_i^-1 is made a block of rows at a time. ``right_is_orthogonal`` says that every V_i is a whole
+    orthogonal matrix, so that V V^T = n I and V_perp = V / sqrt(n).
+    """
+
+    def __init__(
+        self, tasks: TaskMatrices, spectra: Sequence[Spectrum], *, right_is_orthogonal: bool = False
+    ) -> None:
+        self.tasks = tasks
+        self.right = torch.cat([s.right for s in spectra], dim=1)
+        self.values = torch.cat([s.values for s in spectra])
+        ends = [sum(s.rank for s in spectra[:i]) for i in range(len(spectra) + 1)]
+        self.parts = [slice(start, end) for start, end in zip(ends[:-1], ends[1:], strict=True)]
+        self.right_is_orthogonal = right_is_orthogonal
+        self._stored: Tensor | None = None
+        if tasks.rows <= STORED_ASPECT * tasks.columns:
+            self._stored = self._left_panel(slice(0, tasks.rows))
+        self._norms = torch.ones_like(self.values)
+        self._orthogonalize()
+
+    @property
+    def width(self) -> int:
+        """K, the columns of U and of V."""
+        return self.values.numel()
+
+    def inner(self, scales: Sequence[float], ranks: Sequence[int] | None = None) -> Tensor:
+        """The K x columns matrix Y with U_perp diag(scale_i S_i) V_perp^T = U Y, task i cut to its first ``ranks[i]``."""
+        diagonal = torch.zeros_like(self.values)
+        for i, (part, scale) in enumerate(zip(self.parts, scales, strict=True)):
+            kept = part if ranks is None else slice(part.start, part.start + ranks[i])
+            diagonal[kept] = scale * self.values[kept]
+        diagonal *= self._norms  # |delta v| is the singular value to full accuracy
+        result = self.right.new_empty(self.width, self.tasks.columns)
+
+        def fill(columns: slice) -> None:
+            part = self._v_perp_t(columns).mul_(diagonal[:, None])
+            if not self._is_left_wide:
+                part = self._left_whitener @ part
+            result[:, columns] = part.div_(self._norms[:, None])
+
+        self._run([partial(fill, columns) for columns in spans(self.tasks.columns, TILE)])
+        return result
+
+    def times_left(self, inner: Tensor, dtype: torch.dtype) -> Tensor:
+        """U Y in the checkpoint's orientation, where ``inner`` is Y; accumulated in float64, rounded to ``dtype``."""
+        rows, columns = self.tasks.rows, inner.shape[1]
+        result = torch.empty(columns, rows, dtype=dtype, device=inner.device) if self.tasks.is_wide else None
+        tall = torch.empty(rows, columns, dtype=dtype, device=inner.device) if result is None else result.T
+
+        if self._is_left_wide:
+            product = self._left_whitener @ (self._left_panel(slice(0, rows)) @ inner)
+            tall.copy_(product)
+            return tall if result is None else result
+
+        def fill(part: slice) -> None:
+            tall[part] = (self.left_rows(part) @ inner).to(dtype)
+
+        self._run([partial(fill, part) for part in self.tasks.row_spans()])
+        return tall if result is None else result
+
+    def left_rows(self, rows: slice) -> Tensor:
+        """Rows of U."""
+        if self._stored is not None:
+            return self._stored[rows]
+        left = self.right.new_empty(rows.stop - rows.start, self.width)
+        for i, part in enumerate(self.parts):
+            torch.matmul(self.tasks.block(i, rows), self.right[:, part], out=left[:, part])
+        return left.div_(self.values)
+
+    def _left_panel(self, rows: slice) -> Tensor:
+        panel = self.right.new_empty(rows.stop - rows.start, self.width)
+
+        def fill(part: slice) -> None:
+            panel[part] = self.left_rows(slice(rows.start + part.start, rows.start + part.stop))
+
+        step = self.tasks.row_spans()[0].stop
+        self._run([partial(fill, part) for part in spans(panel.shape[0], step)])
+        return panel
+
+    def _v_perp_t(self, columns: slice) -> Tensor:
+        """Columns of V_perp^T."""
+        v_t = self.right[columns].T
+        if self.right_is_orthogonal:
+            return v_t / math.sqrt(len(self.parts))
+        if self._is_right_wide:
+            return self.right.T @ self._right_whitener[:, columns]
+        return self._right_whitener @ v_t
+
+    def _orthogonalize(self) -> None:
+        """The inverse square roots that turn U and V into their polar factors, on the smaller side of each."""
+        self._is_left_wide = self.width > self.tasks.rows
+        self._is_right_wide = self.width > self.tasks.columns
+        left_gram, right_gram = self._left_gram(), self._right_gram()
+
+        def whiten_left() -> None:
+            self._left_whitener = self._inverse_sqrt(left_gram, self._is_left_wide)
+
+        def whiten_right() -> None:
+            self._right_whitener = self._inverse_sqrt(right_gram, self._is_right_wide)
+
+        self._run([whiten_left] if self.right_is_orthogonal else [whiten_left, whiten_right])
+
+    def _inverse_sqrt(self, gram: Tensor, is_wide: bool) -> Tensor:
+        if len(self.parts) == 2 and not is_wide:
+            first, second = self.parts
+            return inverse_sqrt_of_two_blocks(gram[first, second])
+        return inverse_sqrt(gram)
+
+    def _left_gram(self) -> Tensor:
+        """U^T U of the normalised columns (or U U^T where that is smaller), upper triangle; sets the norms."""
+        if self._is_left_wide:
+            whole = self._left_panel(slice(0, self.tasks.rows))
+            self._norms = torch.linalg.vector_norm(whole, dim=0)
+            whole /= self._norms
+            return whole @ whole.T
+        gram = self.right.new_zeros(self.width, self.width)
+        tiles = spans(self.width, TILE)
+        for rows in spans(self.tasks.rows, max(self.tasks.columns, 4 * TILE)):
+            panel = self._stored if self._stored is not None else self._left_panel(rows)
+
+            def add(tile: slice, panel: Tensor = panel) -> None:
+                gram[tile, tile.start :].addmm_(panel[:, tile].T, panel[:, tile.start :])
+
+            self._run([partial(add, tile) for tile in tiles])
+            if self._stored is not None:
+                break
+        self._norms = gram.diagonal().sqrt()
+        return gram.div_(self._norms).div_(self._norms[:, None])
+
+    def _right_gram(self) -> Tensor:
+        """V^T V, upper triangle, or V V^T where that is smaller."""
+        columns = self.right.shape[0]
+        if self.right_is_orthogonal:
+            return self.right.new_empty(0, 0)
+        if self._is_right_wide:
+            gram = self.right.new_empty(columns, columns)
+
+            def fill_rows(rows: slice) -> None:
+                torch.matmul(self.right[rows], self.right.T, out=gram[rows])
+
+            self._run([partial(fill_rows, rows) for rows in spans(columns, TILE)])
+            return gram
+        gram = torch.eye(self.width, dtype=self.right.dtype, device=self.right.device)
+
+        def fill(i: int, j: int) -> None:
+            gram[self.parts[i], self.parts[j]] = self.right[:, self.parts[i]].T @ self.right[:, self.parts[j]]
+
+        n = len(self.parts)
+        self._run([partial(fill, i, j) for i in range(n) for j in range(i + 1, n)])
+        return gram
+
+    def _run(self, pieces: Sequence[Callable[[], None]]) -> None:
+        run_all(self.tasks.device, pieces)
+
+
+def weighted_truncations(
+    tasks: TaskMatrices, spectra: Sequence[Spectrum | None], scales: Sequence[float], dtype: torch.dtype
+) -> Tensor:
+    """sum_i scale_i D_i with D_i the truncation of delta_i to its spectrum, or delta_i itself where that is ``None``."""
+    tall = torch.empty(tasks.rows, tasks.columns, dtype=dtype, device=tasks.device)
+
+    def fill(rows: slice) -> None:
+        total = torch.zeros(rows.stop - rows.start, tasks.columns, dtype=torch.float64, device=tasks.device)
+        for i, (spectrum, scale) in enumerate(zip(spectra, scales, strict=True)):
+            block = tasks.block(i, rows)
+            if spectrum is not None:
+                block = (block @ spectrum.right) @ spectrum.right.T
+            total += block.mul_(scale)
+        tall[rows] = total.to(dtype)
+
+    run_all(tasks.device, [partial(fill, rows) for rows in tasks.row_spans()])
+    return tall.T.contiguous() if tasks.is_wide else tall
