@@ -1,0 +1,146 @@
+"""Registers merge methods with mergekit: every entry point of a group, or this package's own.
+
+Nothing here may break ``import mergekit``: what cannot be registered is left out with one warning that names
+its package. mergekit is imported inside a function: this module may load in the middle of mergekit's import.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from importlib.machinery import ModuleSpec
+from importlib.metadata import EntryPoint, entry_points
+
+GROUP = "mergekit.merge_methods"
+PACKAGE = "mergekit-3h"
+OWN_METHODS = tuple(
+    EntryPoint(name, f"mergekit_3h.methods.{name}:METHOD", GROUP) for name in ("tsvm", "rtsvm")
+)
+
+_log = logging.getLogger(__name__)
+_warned: set[str] = set()
+_package_by_method: dict[str, str] = {}
+
+
+def register_own_methods() -> None:
+    """Register the methods of this package; those that are registered already stay as they are."""
+    for entry_point in OWN_METHODS:
+        _register_entry_point(entry_point, PACKAGE)
+
+
+def register_entry_points() -> None:
+    """Register what every installed package declares in the group; the order depends on names only."""
+    try:
+        declared = [(_package_of(entry_point), entry_point) for entry_point in entry_points(group=GROUP)]
+    except Exception as error:
+        _warn(f"mergekit-3h cannot read the installed packages' entry points: {_described(error)}")
+        return
+    for package, entry_point in sorted(declared, key=lambda pair: (pair[0], pair[1].name)):
+        _register_entry_point(entry_point, package)
+    if not any(package == PACKAGE for package, _ in declared):
+        _warn(
+            "mergekit-3h is installed only in part: its metadata (the .dist-info folder) are missing, and "
+            "with them its entry points. Repair it with "
+            "`pip install --force-reinstall --no-deps mergekit-3h`."
+        )
+
+
+def _register_entry_point(entry_point: EntryPoint, package: str) -> None:
+    try:
+        method = entry_point.load()
+    except (Exception, SystemExit) as error:
+        unfinished = _unfinished_import(entry_point.value)
+        if unfinished is not None:
+            _when_imported(unfinished, lambda: _register_entry_point(entry_point, package))
+        else:
+            _warn(f"{_named(entry_point, package)} is left out: loading it failed with {_described(error)}")
+        return
+    try:
+        _register(method, entry_point, package)
+    except Exception as error:
+        _warn(f"{_named(entry_point, package)} is left out: registering it failed with {_described(error)}")
+
+
+def _register(method: object, entry_point: EntryPoint, package: str) -> None:
+    from mergekit.merge_methods import MergeMethod, register, registered_methods
+
+    if not isinstance(method, MergeMethod):
+        _warn(
+            f"{_named(entry_point, package)} is left out: it is of type {type(method).__name__}, but entry "
+            f"points of the group {GROUP!r} name instances of mergekit.merge_methods.MergeMethod"
+        )
+        return
+    name = method.spec.name
+    known = next((other for other in registered_methods() if other.spec.name == name), None)
+    if known is method:
+        return
+    if known is not None:
+        holder = _package_by_method.get(name, "mergekit itself, or code that ran earlier")
+        _warn(
+            f"{_named(entry_point, package)} is left out: the name {name!r} belongs to a method of {holder}. "
+            f"Rename one of them, or uninstall the package that is not needed"
+        )
+        return
+    register(method)
+    _package_by_method[name] = package
+
+
+def _unfinished_import(value: str) -> ModuleSpec | None:
+    """The first begun of the imports under way that may explain why an entry point does not load yet.
+
+    Such a module imports mergekit, so it is itself unfinished when mergekit's import ends and the entry point
+    that needs it is loaded.
+    """
+    families = {value.partition(":")[0].partition(".")[0].strip(), "mergekit"}
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] in families and name != GROUP:
+            spec = getattr(module, "__spec__", None)
+            if getattr(spec, "_initializing", False):
+                return spec
+    return None
+
+
+def _when_imported(spec: ModuleSpec, action: Callable[[], None]) -> None:
+    """Call ``action`` when the import of the module of ``spec``, now under way, ends.
+
+    The import system tells nobody that an import has ended, but it then sets ``_initializing`` of the spec.
+    This listens for that, once; afterwards the spec is an ordinary one again.
+    """
+    ordinary: type[ModuleSpec] = type(spec)
+
+    class Watched(ordinary):
+        @property
+        def _initializing(self) -> bool:
+            return self.__dict__["_initializing"]
+
+        @_initializing.setter
+        def _initializing(self, value: bool) -> None:
+            self.__class__ = ordinary  # pyright: ignore[reportAttributeAccessIssue]
+            self._initializing = value
+            action()
+
+    spec.__class__ = Watched
+
+
+def _package_of(entry_point: EntryPoint) -> str:
+    """The distribution's name; where its metadata are damaged, the module's."""
+    try:
+        name = entry_point.dist.name if entry_point.dist else None
+    except Exception:
+        name = None
+    return name or entry_point.value.partition(".")[0]
+
+
+def _named(entry_point: EntryPoint, package: str) -> str:
+    return f"merge method {entry_point.name!r} of the package {package} ({entry_point.value})"
+
+
+def _described(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _warn(message: str) -> None:
+    if message not in _warned:
+        _warned.add(message)
+        _log.warning(message)
