@@ -1,0 +1,46 @@
+"""Session-wide tiny model families and the environment that real host processes run in."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from tiny_models import Family, write_family
+
+
+@pytest.fixture(scope="session")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Family]:
+    """``family("llama", dtype=torch.bfloat16)``: made once a session for every combination asked for."""
+    made: dict[str, Family] = {}
+
+    def get(architecture: str = "llama", **choices: object) -> Family:
+        key = f"{architecture}-{sorted(choices.items())}"
+        if key not in made:
+            made[key] = write_family(tmp_path_factory.mktemp(architecture), architecture, **choices)  # type: ignore[arg-type]
+        return made[key]
+
+    return get
+
+
+@pytest.fixture
+def llama(family: Callable[..., Family]) -> Family:
+    """Three full-rank float32 experts of a tiny Llama."""
+    return family("llama")
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def absolute(tmp_path: Path) -> Path:
+    """An absolute folder for this test; mergekit's model card writer cannot cope with relative model paths offline."""
+    return tmp_path.resolve()
