@@ -48,18 +48,21 @@ class Record(BaseModel):
     id: str = Field(
         "", coerce_numbers_to_str=True, description="Unique name; derived from the content if absent."
     )
-    prompt: str | None = Field(None, description="What the user asks. Either this or messages.")
+    prompt: str | None = Field(default=None, description="What the user asks. Either this or messages.")
     messages: tuple[Message, ...] | None = Field(
-        None, description="The conversation so far, ending with the user's turn. Either this or prompt."
+        default=None,
+        description="The conversation so far, ending with the user's turn. Either this or prompt.",
     )
-    response: str | None = Field(None, description="The reply; absent while there is none.")
+    response: str | None = Field(default=None, description="The reply; absent while there is none.")
     set: SetName = Field(description="Which set the record belongs to.")
-    label: Label | None = Field(None, description="The verdict on the reply; absent if unscored.")
-    category: str | None = Field(None, description="Harm category, domain or topic.")
+    label: Label | None = Field(default=None, description="The verdict on the reply; absent if unscored.")
+    category: str | None = Field(default=None, description="Harm category, domain or topic.")
     source: str | None = Field(
-        None, description="Where it comes from: a data set, or the model that replied."
+        default=None, description="Where it comes from: a data set, or the model that replied."
     )
-    weight: float = Field(1.0, ge=0.0, allow_inf_nan=False, description="Factor on this record's loss.")
+    weight: float = Field(
+        default=1.0, ge=0.0, allow_inf_nan=False, description="Factor on this record's loss."
+    )
 
     @field_validator("prompt")
     @classmethod

@@ -37,8 +37,8 @@ class Store(Generic[Item]):
     """Records on disk, appended one whole line at a time; an id that is already there is not written again.
 
     Opening repairs what a killed writer left: a last line that is cut off is removed. One process writes, any
-    number read. A path ending in .gz is compressed; each ``append`` is then a gzip member of its own, so prefer
-    ``extend``.
+    number read. A path ending in .gz is compressed; each ``append`` is then a gzip member of its own, so
+    prefer ``extend``.
 
         with Store("answers.jsonl", Record) as store:
             for question in questions:
@@ -100,7 +100,7 @@ class Store(Generic[Item]):
             os.ftruncate(self._descriptor, size_before)
             raise DataError(
                 f"{self.path}: only {written} of {len(block)} bytes could be written{reason}. "
-                "What was there before is intact; make room on the disk and run again, it continues from here."
+                "What was there is intact; make room on the disk and run again, it continues from here."
             )
 
     def close(self) -> None:
@@ -125,7 +125,7 @@ def line_of(item: BaseModel) -> bytes:
 
 
 def write_records(path: str | Path, items: Iterable[BaseModel]) -> int:
-    """Write a whole file and return its number of lines; readers see the old file or the new, never a part."""
+    """Write a whole file and return its number of lines; readers see the old file or the new, no part."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -175,14 +175,14 @@ def _whole_lines(path: Path, size: int) -> tuple[int, bytes]:
 
 
 def _whole_gzip_members(path: Path) -> tuple[int, bytes]:
-    """Size of a gzip file without a last member that was cut off, and that member's whole lines, compressed."""
+    """Size of a gzip file without a last member that was cut off, and that member's whole lines."""
     whole = position = 0
-    member, lines = zlib.decompressobj(wbits=31), b""
+    member = zlib.decompressobj(wbits=31)
     with path.open("rb") as file:
         while block := file.read(_BLOCK):
             while block:
                 try:
-                    lines += member.decompress(block)
+                    member.decompress(block)
                 except zlib.error as error:
                     raise DataError(
                         f"{path}: byte {position} is not gzip data ({error}); expected a gzip file, as named"
@@ -190,9 +190,13 @@ def _whole_gzip_members(path: Path) -> tuple[int, bytes]:
                 position += len(block) - len(member.unused_data)
                 block = member.unused_data
                 if member.eof:
-                    whole, member, lines = position, zlib.decompressobj(wbits=31), b""
-    lines = lines[: lines.rfind(b"\n") + 1]
-    return whole, gzip.compress(lines, mtime=0) if lines else b""
+                    whole, member = position, zlib.decompressobj(wbits=31)
+        if whole == position:
+            return whole, b""
+        file.seek(whole)
+        lines = zlib.decompressobj(wbits=31).decompress(file.read())
+    rescued = lines[: lines.rfind(b"\n") + 1]
+    return whole, gzip.compress(rescued, mtime=0) if rescued else b""
 
 
 def _id(item: BaseModel) -> str:

@@ -1,0 +1,42 @@
+"""Guards and judges by name, behind one contract."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+
+from mergekit_3h.data.guards.contract import Guard, Verdict, judged, labelled, unscored
+from mergekit_3h.data.guards.keyword_refusal import KeywordRefusal
+from mergekit_3h.data.guards.llama_guard import LlamaGuard, LlamaGuard4
+from mergekit_3h.data.guards.md_judge import MDJudge
+from mergekit_3h.data.guards.mt_bench import MTBench
+from mergekit_3h.data.guards.refusal_judge import RefusalJudge
+from mergekit_3h.data.guards.shieldgemma import ShieldGemma
+from mergekit_3h.data.guards.wildguard import WildGuard
+from mergekit_3h.data.records import DataError
+
+__all__ = [
+    "GUARDS",
+    "Guard",
+    "Verdict",
+    "guard_named",
+    "judged",
+    "labelled",
+    "unscored",
+]
+
+_WITH_PROMPTS = (WildGuard, ShieldGemma, MDJudge, RefusalJudge, MTBench)
+_WITHOUT_PROMPTS = (KeywordRefusal, LlamaGuard, LlamaGuard4)
+GUARDS: tuple[str, ...] = tuple(kind.name for kind in (*_WITHOUT_PROMPTS, *_WITH_PROMPTS))
+
+
+def guard_named(name: str, prompts: str | None = None) -> Guard:
+    """A guard by its name; ``prompts`` is a folder with the user's own prompt files."""
+    for kind in _WITH_PROMPTS:
+        if kind.name == name:
+            return kind(prompts)
+    for kind in _WITHOUT_PROMPTS:
+        if kind.name == name:
+            return kind()
+    close = get_close_matches(name, GUARDS, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(GUARDS)}"
+    raise DataError(f"there is no guard or judge {name!r}; {hint}")
