@@ -18,7 +18,7 @@ def arm():
 
 
 class _Finder:
-    """Finds mergekit.merge_methods as the finders behind it do; the module's execution ends with registration.
+    """Finds mergekit.merge_methods as the finders behind it do, and lets its execution end with registering.
 
     Looking for the module changes nothing: each spec handed out has its own loader, and the hook stays armed.
     """
@@ -60,7 +60,7 @@ class _Loader:
 
 def _register():
     try:
-        from mergekit_3h.methods.registration import register_entry_points
+        from mergekit_3h.registration import register_entry_points
 
         register_entry_points()
     except Exception as error:

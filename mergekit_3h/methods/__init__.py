@@ -5,6 +5,6 @@ Importing this package registers them. Usually nobody has to: the start-up hook 
 
 import mergekit.merge_methods  # noqa: F401  first, so that the start-up hook meets no half-imported method module
 
-from mergekit_3h.methods.registration import register_own_methods
+from mergekit_3h.registration import register_own_methods
 
 register_own_methods()

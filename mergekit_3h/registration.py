@@ -1,7 +1,11 @@
 """Registers merge methods with mergekit: every entry point of a group, or this package's own.
 
 Nothing here may break ``import mergekit``: what cannot be registered is left out with one warning that names
-its package. mergekit is imported inside a function: this module may load in the middle of mergekit's import.
+its package.
+
+The hook loads this module in the middle of mergekit's import, perhaps while other threads import the methods. So
+it lies outside ``mergekit_3h.methods`` and imports the standard library only, never mergekit, which is loaded
+already when there is something to register: no circle of import locks can pass through it.
 """
 
 from __future__ import annotations
@@ -11,12 +15,12 @@ import sys
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from importlib.metadata import EntryPoint, entry_points
+from threading import Thread
+from typing import Any
 
-GROUP = "mergekit.merge_methods"
+GROUP = "mergekit.merge_methods"  # also the name of the module that keeps the registry
 PACKAGE = "mergekit-3h"
-OWN_METHODS = tuple(
-    EntryPoint(name, f"mergekit_3h.methods.{name}:METHOD", GROUP) for name in ("tsvm", "rtsvm")
-)
+OWN_METHODS = tuple(EntryPoint(name, f"mergekit_3h.methods.{name}:METHOD", GROUP) for name in ("tsvm", "rtsvm"))
 
 _log = logging.getLogger(__name__)
 _warned: set[str] = set()
@@ -24,7 +28,15 @@ _package_by_method: dict[str, str] = {}
 
 
 def register_own_methods() -> None:
-    """Register the methods of this package; those that are registered already stay as they are."""
+    """Register the methods of this package; those that are registered already stay as they are.
+
+    While mergekit's own import is under way, whoever imports this package registers its methods: the hook, or a
+    mergekit that loads the group itself. So there is nothing to do before the end of that import.
+    """
+    spec = sys.modules[GROUP].__spec__
+    if spec is not None and getattr(spec, "_initializing", False):
+        _when_imported(spec, register_own_methods)
+        return
     for entry_point in OWN_METHODS:
         _register_entry_point(entry_point, PACKAGE)
 
@@ -40,8 +52,8 @@ def register_entry_points() -> None:
         _register_entry_point(entry_point, package)
     if not any(package == PACKAGE for package, _ in declared):
         _warn(
-            "mergekit-3h is installed only in part: its metadata (the .dist-info folder) are missing, and "
-            "with them its entry points. Repair it with "
+            "mergekit-3h is installed only in part: its metadata (the .dist-info folder) is missing, and "
+            "with it its entry points. Repair it with "
             "`pip install --force-reinstall --no-deps mergekit-3h`."
         )
 
@@ -53,6 +65,9 @@ def _register_entry_point(entry_point: EntryPoint, package: str) -> None:
         unfinished = _unfinished_import(entry_point.value)
         if unfinished is not None:
             _when_imported(unfinished, lambda: _register_entry_point(entry_point, package))
+        elif type(error).__name__ == "_DeadlockError":
+            # another thread imports the same modules in another order; only who holds no import lock can wait for it
+            Thread(target=_register_entry_point, args=(entry_point, package), daemon=True).start()
         else:
             _warn(f"{_named(entry_point, package)} is left out: loading it failed with {_described(error)}")
         return
@@ -62,17 +77,16 @@ def _register_entry_point(entry_point: EntryPoint, package: str) -> None:
         _warn(f"{_named(entry_point, package)} is left out: registering it failed with {_described(error)}")
 
 
-def _register(method: object, entry_point: EntryPoint, package: str) -> None:
-    from mergekit.merge_methods import MergeMethod, register, registered_methods
-
-    if not isinstance(method, MergeMethod):
+def _register(method: Any, entry_point: EntryPoint, package: str) -> None:
+    mergekit: Any = sys.modules[GROUP]
+    if not isinstance(method, mergekit.MergeMethod):
         _warn(
             f"{_named(entry_point, package)} is left out: it is of type {type(method).__name__}, but entry "
             f"points of the group {GROUP!r} name instances of mergekit.merge_methods.MergeMethod"
         )
         return
     name = method.spec.name
-    known = next((other for other in registered_methods() if other.spec.name == name), None)
+    known = next((other for other in mergekit.registered_methods() if other.spec.name == name), None)
     if known is method:
         return
     if known is not None:
@@ -82,7 +96,7 @@ def _register(method: object, entry_point: EntryPoint, package: str) -> None:
             f"Rename one of them, or uninstall the package that is not needed"
         )
         return
-    register(method)
+    mergekit.register(method)
     _package_by_method[name] = package
 
 
