@@ -46,9 +46,7 @@ class Reader(Generic[Model]):
     process writes or after it was killed.
     """
 
-    def __init__(
-        self, path: str | Path, model: type[Model], skip_invalid: bool = False, growing: bool = False
-    ) -> None:
+    def __init__(self, path: str | Path, model: type[Model], skip_invalid: bool = False, growing: bool = False) -> None:
         self.path, self.model = Path(path), model
         self.skip_invalid, self.growing = skip_invalid, growing
         self._reset()

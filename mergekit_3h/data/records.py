@@ -45,9 +45,7 @@ class Record(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    id: str = Field(
-        "", coerce_numbers_to_str=True, description="Unique name; derived from the content if absent."
-    )
+    id: str = Field("", coerce_numbers_to_str=True, description="Unique name; derived from the content if absent.")
     prompt: str | None = Field(default=None, description="What the user asks. Either this or messages.")
     messages: tuple[Message, ...] | None = Field(
         default=None,
@@ -57,12 +55,8 @@ class Record(BaseModel):
     set: SetName = Field(description="Which set the record belongs to.")
     label: Label | None = Field(default=None, description="The verdict on the reply; absent if unscored.")
     category: str | None = Field(default=None, description="Harm category, domain or topic.")
-    source: str | None = Field(
-        default=None, description="Where it comes from: a data set, or the model that replied."
-    )
-    weight: float = Field(
-        default=1.0, ge=0.0, allow_inf_nan=False, description="Factor on this record's loss."
-    )
+    source: str | None = Field(default=None, description="Where it comes from: a data set, or the model that replied.")
+    weight: float = Field(default=1.0, ge=0.0, allow_inf_nan=False, description="Factor on this record's loss.")
 
     @field_validator("prompt")
     @classmethod
@@ -82,9 +76,7 @@ class Record(BaseModel):
             message = "the last message must be the user's; the assistant's last reply goes into 'response'"
             raise PydanticCustomError("last_message", message)
         if not messages[-1].content.strip():
-            raise PydanticCustomError(
-                "blank", "expected some text in the user's last message, got a blank one"
-            )
+            raise PydanticCustomError("blank", "expected some text in the user's last message, got a blank one")
         return messages
 
     @model_validator(mode="before")

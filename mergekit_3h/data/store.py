@@ -212,6 +212,4 @@ def _lock(descriptor: int, path: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        raise DataError(
-            f"{path}: another process is writing to it; wait for it to finish or stop it"
-        ) from None
+        raise DataError(f"{path}: another process is writing to it; wait for it to finish or stop it") from None

@@ -23,9 +23,7 @@ class Verdict(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    label: VerdictLabel = Field(
-        description="rated: a judge gave only a score. unscored: no verdict, see reason."
-    )
+    label: VerdictLabel = Field(description="rated: a judge gave only a score. unscored: no verdict, see reason.")
     category: str | None = Field(default=None, description="The violated categories or the kind of refusal.")
     score: float | None = Field(default=None, description="The judge's number, on the judge's own scale.")
     raw: str = Field(default="", description="What the guard wrote, unchanged.")
