@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import reduce
 from typing import TYPE_CHECKING
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from mergekit_3h.errors import TensorError
-from mergekit_3h.kernels.assembly import Report, merge
-from mergekit_3h.kernels.tasks import TaskMatrices, mean_update
+from mergekit_3h.kernels.assembly import Report, components, merge
+from mergekit_3h.kernels.means import mean_share, mean_update
+from mergekit_3h.kernels.tasks import TaskMatrices
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,11 +48,63 @@ def merge_tensor(
         return base.clone()
     tensors, factors = list(experts.values()), [weights[label] for label in experts]
     if merges_as_matrices(name, base, options):
-        update = _merge_matrices(name, base, tensors, factors, list(experts), options)
+        settings = options.settings()
+        updates: list[Tensor] = []
+        for matrix, tasks in _layers(name, base, tensors):
+            update, report = merge(tasks, factors, settings)
+            _log(matrix, report)
+            updates.append(update)
+        update = updates[0] if base.ndim == 2 else torch.stack(updates)
     else:
         update = mean_update(tensors, base, factors)
     dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors), base.dtype)
     return update.mul_(options.lambda_).add_(base).to(dtype)
+
+
+@dataclass(frozen=True)
+class Component:
+    """One expert's share C_i of a merged tensor, W = W_0 + sum_i w_i C_i, as products left @ right or as it is.
+
+    A three-dimensional tensor has a product for each of its matrices.
+    """
+
+    products: list[tuple[Tensor, Tensor]]
+    whole: Tensor | None = None
+    is_stack: bool = False
+
+    def dense(self) -> Tensor:
+        """C_i in the shape of the tensor."""
+        if self.whole is not None:
+            return self.whole
+        matrices = [left @ right for left, right in self.products]
+        return torch.stack(matrices) if self.is_stack else matrices[0]
+
+
+def tensor_components(
+    name: str, base: Tensor, experts: Mapping[str, Tensor], options: TSVMOptions, *, base_label: str = "the base model"
+) -> dict[str, Component]:
+    """The shares of every expert in the tensor ``name``: ``merge_tensor`` is linear in the weights, and these are its
+    coefficients, in float64, up to its rounding."""
+    require_mergeable(name, {base_label: base, **experts})
+    tensors = list(experts.values())
+    if base.numel() == 0 or not merges_as_matrices(name, base, options):
+        shares = [Component([], whole=options.lambda_ * mean_share(tensor, base, len(tensors))) for tensor in tensors]
+        return dict(zip(experts, shares, strict=True))
+    settings = options.settings()
+    layers = [components(tasks, settings) for _, tasks in _layers(name, base, tensors)]
+    return {
+        label: Component([(options.lambda_ * layer[i][0], layer[i][1]) for layer in layers], is_stack=base.ndim == 3)
+        for i, label in enumerate(experts)
+    }
+
+
+def _layers(name: str, base: Tensor, experts: list[Tensor]) -> Iterator[tuple[str, TaskMatrices]]:
+    """The matrices of a tensor, each with the name that logs use."""
+    if base.ndim == 2:
+        yield name, TaskMatrices(experts, base)
+        return
+    for i in range(base.shape[0]):
+        yield f"{name}[{i}]", TaskMatrices([expert[i] for expert in experts], base[i])
 
 
 def merges_as_matrices(name: str, tensor: Tensor, options: TSVMOptions) -> bool:
@@ -86,23 +140,7 @@ def require_mergeable(name: str, tensors: Mapping[str, Tensor]) -> None:
             )
 
 
-def _merge_matrices(
-    name: str, base: Tensor, experts: list[Tensor], factors: list[float], labels: list[str], options: TSVMOptions
-) -> Tensor:
-    settings = options.settings()
-    if base.ndim == 2:
-        update, report = merge(TaskMatrices(experts, base), factors, settings)
-        _log(name, labels, report)
-        return update
-    slices: list[Tensor] = []
-    for i in range(base.shape[0]):
-        update, report = merge(TaskMatrices([expert[i] for expert in experts], base[i]), factors, settings)
-        _log(f"{name}[{i}]", labels, report)
-        slices.append(update)
-    return torch.stack(slices)
-
-
-def _log(name: str, labels: list[str], report: Report) -> None:
+def _log(name: str, report: Report) -> None:
     LOG.debug("%s: %s", name, report)
     if report.omega is not None and report.omega > 0.99:
         LOG.warning(
@@ -111,11 +149,3 @@ def _log(name: str, labels: list[str], report: Report) -> None:
             report.omega,
             report.budget,
         )
-    for label, rank, edge in zip(labels, report.ranks, report.noise_edges, strict=True):
-        if rank == 0 and edge > 0:
-            LOG.warning(
-                "%s: the update of %s is no larger than the rounding of its checkpoint and adds nothing here; "
-                "noise_floor: off keeps it",
-                name,
-                label,
-            )

@@ -43,7 +43,10 @@ class TSVMOptions(BaseModel):
     pretty_name: ClassVar[str] = "Task Singular Vector Merging (TSVM)"
 
     lambda_: float = Field(
-        1.0, alias="lambda", allow_inf_nan=False, description="Factor on the merged update before it is added to the base."
+        1.0,
+        alias="lambda",
+        allow_inf_nan=False,
+        description="Factor on the merged update before it is added to the base.",
     )
     exclude: str = Field(
         "",
@@ -146,7 +149,7 @@ class RTSVMOptions(TSVMOptions):
         "(the paper's) decorrelates full-rank factors, which removes no interference on square matrices."
     )
     rank_budget: Literal["shared", "per_task"] | None = _preset_field(
-        "shared: the tasks divide the rank k_l of Eq. 10 among them; per_task: each gets all of k_l, as the paper writes."
+        "shared: the tasks divide the rank k_l of Eq. 10 among them; per_task: each gets all of k_l (the paper's)."
     )
     rank_selection: Literal["sparsity", "none"] | None = _preset_field(
         "sparsity: k_l = floor(d (1 - gamma Omega)), Eq. 10; none: the full rank d (the paper's ablation)."
@@ -160,8 +163,8 @@ class RTSVMOptions(TSVMOptions):
     )
     epsilon: float | None = _preset_field("Threshold of the sparsity Omega, Eq. 9.", ge=0.0, allow_inf_nan=False)
     outlier_weighting: Literal["paper", "inverse", "none"] | None = _preset_field(
-        "paper: experts with more mass beyond 3 sigma weigh more, Eq. 8; inverse: less, as appendix A.1 says; none: all "
-        "alike (the paper's ablation)."
+        "paper: experts with more mass beyond 3 sigma weigh more, Eq. 8; inverse: less, as appendix A.1 says; none: "
+        "all alike (the paper's ablation)."
     )
     alpha_scale: Literal["sum", "mean"] | None = _preset_field(
         "sum: the outlier weights add up to 1, Eq. 8; mean: they average 1, which keeps TSVM's magnitude."

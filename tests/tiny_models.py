@@ -54,14 +54,24 @@ def tiny_config(architecture: str, **overrides: object) -> transformers.Pretrain
     }
     if architecture == "gpt2":
         return transformers.GPT2Config(
-            vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=256, bos_token_id=1, eos_token_id=1, **overrides
+            vocab_size=VOCABULARY,
+            n_embd=32,
+            n_layer=2,
+            n_head=4,
+            n_positions=256,
+            bos_token_id=1,
+            eos_token_id=1,
+            **overrides,
         )
     classes = {
         "llama": (transformers.LlamaConfig, {}),
         "llama-tied": (transformers.LlamaConfig, {"tie_word_embeddings": True}),
         "mistral": (transformers.MistralConfig, {"sliding_window": None}),
         "qwen2": (transformers.Qwen2Config, {}),
-        "mixtral": (transformers.MixtralConfig, {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None}),
+        "mixtral": (
+            transformers.MixtralConfig,
+            {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
+        ),
     }
     config_class, own = classes[architecture]
     return config_class(**{**shared, **own, **overrides})

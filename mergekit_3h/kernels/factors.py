@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -21,23 +22,32 @@ STORED_ASPECT = 3
 class PolarFactors:
     """U_perp and V_perp, the polar factors of U (rows x K) and V (columns x K).
 
-    U = delta_i V_i S_i^-1 is made a block of rows at a time. ``right_is_orthogonal`` says that every V_i is a whole
-    orthogonal matrix, so that V V^T = n I and V_perp = V / sqrt(n).
+    U = delta_i V_i S_i^-1 is made a block of rows at a time. Task i's share of the merge keeps its first ``ranks[i]``
+    columns, or all of them. ``right_is_orthogonal`` says that every V_i is a whole orthogonal matrix, so that
+    V V^T = n I and V_perp = V / sqrt(n).
     """
 
     def __init__(
-        self, tasks: TaskMatrices, spectra: Sequence[Spectrum], *, right_is_orthogonal: bool = False
+        self,
+        tasks: TaskMatrices,
+        spectra: Sequence[Spectrum],
+        ranks: Sequence[int] | None = None,
+        *,
+        right_is_orthogonal: bool = False,
     ) -> None:
         self.tasks = tasks
         self.right = torch.cat([s.right for s in spectra], dim=1)
         self.values = torch.cat([s.values for s in spectra])
-        ends = [sum(s.rank for s in spectra[:i]) for i in range(len(spectra) + 1)]
-        self.parts = [slice(start, end) for start, end in zip(ends[:-1], ends[1:], strict=True)]
+        ends = list(accumulate((s.rank for s in spectra), initial=0))
+        self.parts = [slice(start, end) for start, end in pairwise(ends)]
+        kept = ranks if ranks is not None else [s.rank for s in spectra]
+        self.kept = [slice(part.start, part.start + rank) for part, rank in zip(self.parts, kept, strict=True)]
         self.right_is_orthogonal = right_is_orthogonal
         self._stored: Tensor | None = None
         if tasks.rows <= STORED_ASPECT * tasks.columns:
             self._stored = self._left_panel(slice(0, tasks.rows))
         self._norms = torch.ones_like(self.values)
+        self._left_whitener = self._right_whitener = self.values
         self._orthogonalize()
 
     @property
@@ -45,13 +55,27 @@ class PolarFactors:
         """K, the columns of U and of V."""
         return self.values.numel()
 
-    def inner(self, scales: Sequence[float], ranks: Sequence[int] | None = None) -> Tensor:
-        """The K x columns matrix Y with U_perp diag(scale_i S_i) V_perp^T = U Y, task i cut to its first ``ranks[i]``."""
+    def weighted_sum(self, scales: Sequence[float]) -> Tensor:
+        """sum_i U_perp_i (scale_i S_i) V_perp_i^T in the checkpoint's orientation, accumulated in float64."""
+        tasks, inner = self.tasks, self._inner(scales)
+        shape = (tasks.columns, tasks.rows) if tasks.is_wide else (tasks.rows, tasks.columns)
+        result = torch.empty(shape, dtype=tasks.result_dtype, device=tasks.device)
+        tall = result.T if tasks.is_wide else result
+        if self._is_left_wide:
+            tall.copy_(self._left_whitener @ (self._left_panel(slice(0, tasks.rows)) @ inner))
+            return result
+
+        def fill(rows: slice) -> None:
+            tall[rows] = (self.left_rows(rows) @ inner).to(tasks.result_dtype)
+
+        self._run([partial(fill, rows) for rows in tasks.row_spans()])
+        return result
+
+    def _inner(self, scales: Sequence[float]) -> Tensor:
+        """Y (K x columns) with U_perp diag(scale_i S_i) V_perp^T = U Y, or (U U^T)^(-1/2) U Y where U is wide."""
         diagonal = torch.zeros_like(self.values)
-        for i, (part, scale) in enumerate(zip(self.parts, scales, strict=True)):
-            kept = part if ranks is None else slice(part.start, part.start + ranks[i])
-            diagonal[kept] = scale * self.values[kept]
-        diagonal *= self._norms  # |delta v| is the singular value to full accuracy
+        for kept, scale in zip(self.kept, scales, strict=True):
+            diagonal[kept] = scale * self._exact_values[kept]
         result = self.right.new_empty(self.width, self.tasks.columns)
 
         def fill(columns: slice) -> None:
@@ -63,22 +87,26 @@ class PolarFactors:
         self._run([partial(fill, columns) for columns in spans(self.tasks.columns, TILE)])
         return result
 
-    def times_left(self, inner: Tensor, dtype: torch.dtype) -> Tensor:
-        """U Y in the checkpoint's orientation, where ``inner`` is Y; accumulated in float64, rounded to ``dtype``."""
-        rows, columns = self.tasks.rows, inner.shape[1]
-        result = torch.empty(columns, rows, dtype=dtype, device=inner.device) if self.tasks.is_wide else None
-        tall = torch.empty(rows, columns, dtype=dtype, device=inner.device) if result is None else result.T
-
+    def share(self, i: int) -> tuple[Tensor, Tensor]:
+        """U_perp_i (rows x k_i) and S_i V_perp_i^T (k_i x columns), tall side up."""
+        kept = self.kept[i]
+        right = self._v_perp_t(slice(0, self.tasks.columns))[kept] * self._exact_values[kept, None]
         if self._is_left_wide:
-            product = self._left_whitener @ (self._left_panel(slice(0, rows)) @ inner)
-            tall.copy_(product)
-            return tall if result is None else result
+            whole = self._left_panel(slice(0, self.tasks.rows)).div_(self._norms)
+            return (self._left_whitener @ whole)[:, kept], right
+        whitener = self._left_whitener[:, kept] / self._norms[:, None]
+        left = self.right.new_empty(self.tasks.rows, kept.stop - kept.start)
 
-        def fill(part: slice) -> None:
-            tall[part] = (self.left_rows(part) @ inner).to(dtype)
+        def fill(rows: slice) -> None:
+            left[rows] = self.left_rows(rows) @ whitener
 
-        self._run([partial(fill, part) for part in self.tasks.row_spans()])
-        return tall if result is None else result
+        self._run([partial(fill, rows) for rows in self.tasks.row_spans()])
+        return left, right
+
+    @property
+    def _exact_values(self) -> Tensor:
+        """|delta_i v| is the singular value to full accuracy, where the Gram matrix gives it to half."""
+        return self.values * self._norms
 
     def left_rows(self, rows: slice) -> Tensor:
         """Rows of U."""
@@ -120,7 +148,7 @@ class PolarFactors:
         def whiten_right() -> None:
             self._right_whitener = self._inverse_sqrt(right_gram, self._is_right_wide)
 
-        self._run([whiten_left] if self.right_is_orthogonal else [whiten_left, whiten_right])
+        self._run([whiten_left, whiten_right])
 
     def _inverse_sqrt(self, gram: Tensor, is_wide: bool) -> Tensor:
         if len(self.parts) == 2 and not is_wide:
@@ -132,7 +160,7 @@ class PolarFactors:
         """U^T U of the normalised columns (or U U^T where that is smaller), upper triangle; sets the norms."""
         if self._is_left_wide:
             whole = self._left_panel(slice(0, self.tasks.rows))
-            self._norms = torch.linalg.vector_norm(whole, dim=0)
+            self._norms = whole.square().sum(0).sqrt()
             whole /= self._norms
             return whole @ whole.T
         gram = self.right.new_zeros(self.width, self.width)
@@ -173,22 +201,3 @@ class PolarFactors:
 
     def _run(self, pieces: Sequence[Callable[[], None]]) -> None:
         run_all(self.tasks.device, pieces)
-
-
-def weighted_truncations(
-    tasks: TaskMatrices, spectra: Sequence[Spectrum | None], scales: Sequence[float], dtype: torch.dtype
-) -> Tensor:
-    """sum_i scale_i D_i with D_i the truncation of delta_i to its spectrum, or delta_i itself where that is ``None``."""
-    tall = torch.empty(tasks.rows, tasks.columns, dtype=dtype, device=tasks.device)
-
-    def fill(rows: slice) -> None:
-        total = torch.zeros(rows.stop - rows.start, tasks.columns, dtype=torch.float64, device=tasks.device)
-        for i, (spectrum, scale) in enumerate(zip(spectra, scales, strict=True)):
-            block = tasks.block(i, rows)
-            if spectrum is not None:
-                block = (block @ spectrum.right) @ spectrum.right.T
-            total += block.mul_(scale)
-        tall[rows] = total.to(dtype)
-
-    run_all(tasks.device, [partial(fill, rows) for rows in tasks.row_spans()])
-    return tall.T.contiguous() if tasks.is_wide else tall

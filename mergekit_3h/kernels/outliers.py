@@ -35,5 +35,3 @@ def outlier_weights(masses: list[float], settings: Settings) -> list[float]:
         alpha = [(1 - a) / (n - 1) for a in alpha]
     mean_one = [1 + settings.outlier_strength * (n * a - 1) for a in alpha]
     return mean_one if settings.alpha_scale == "mean" else [weight / n for weight in mean_one]
-
-

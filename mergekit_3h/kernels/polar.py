@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mergekit_3h.kernels.dense import eigh
+
 RELATIVE_CUT = 1e-10
 """Eigenvalues of a Gram matrix below this share of the largest count as zero. float64 leaves noise of about 1e-15 of
 it there; a cut of 1e-14 was seen to let that noise through."""
@@ -19,7 +21,7 @@ def inverse_sqrt(gram: Tensor) -> Tensor:
     """Pseudo-inverse square root of a symmetric positive semidefinite matrix."""
     if gram.shape[0] == 0:
         return gram
-    w, q = torch.linalg.eigh(gram, UPLO="U")
+    w, q = eigh(gram)
     kept = w > RELATIVE_CUT * w[-1]
     # B B^T with B = Q w^(-1/4) is symmetric to the last bit, which Q w^(-1/2) Q^T is not.
     b = q.mul_(torch.where(kept, w, torch.inf).pow(-0.25))
@@ -38,7 +40,7 @@ def inverse_sqrt_of_two_blocks(cross: Tensor) -> Tensor:
         return swapped.roll((k, k), (0, 1))
     if cross.shape[1] == 0:
         return torch.eye(k, dtype=cross.dtype, device=cross.device)
-    square, y = torch.linalg.eigh(cross.T @ cross, UPLO="U")
+    square, y = eigh(cross.T @ cross)
     square = square.clamp_(0.0, 1.0)
     plus = 1 + square.sqrt()
     minus = (1 - square) / plus

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from mergekit_3h.kernels.settings import Settings
 from mergekit_3h.kernels.tasks import TaskMatrices
+
+SMALLEST_KRYLOV_SIDE = 768
+"""Columns from which a Krylov method is tried unasked; a smaller matrix is decomposed in milliseconds."""
+
+KRYLOV_SHARE = 8
+"""A Krylov subspace stays under this part of the columns; beyond it a full decomposition costs no more."""
 
 EPSILON_FLOAT32 = float(torch.finfo(torch.float32).eps)
 
@@ -38,14 +45,14 @@ def rank_budget(tasks: TaskMatrices, settings: Settings, omega: float) -> int:
     return max(1, layer_rank // len(tasks) if settings.rank_budget == "shared" else layer_rank)
 
 
-def significant(values: Tensor, tasks: TaskMatrices) -> int:
-    """How many of the descending singular ``values`` are not zero for a float32 matrix of this size.
+def significant(values: Tensor, rows: int) -> int:
+    """How many of the descending singular ``values`` are not zero for a float32 matrix with so many rows.
 
     The vectors of the others are arbitrary, yet they would turn the polar factor; see docs/methods.md.
     """
     if values.numel() == 0 or float(values[0]) == 0.0:
         return 0
-    return int((values > tasks.rows * EPSILON_FLOAT32 * values[0]).sum())
+    return int((values > rows * EPSILON_FLOAT32 * values[0]).sum())
 
 
 def rank_for_energy(values: Tensor, total_square: float, energy: float) -> int:
@@ -54,3 +61,32 @@ def rank_for_energy(values: Tensor, total_square: float, energy: float) -> int:
         return values.numel()
     reached = torch.cumsum(values.square(), 0) >= energy * total_square
     return int((~reached).sum()) + 1
+
+
+@dataclass(frozen=True)
+class RankRule:
+    """How many of a task's singular values are kept: the least of all limits."""
+
+    rows: int
+    columns: int
+    budget: int
+    noise_edge: float
+    energy: float
+
+    def __call__(self, values: Tensor, total_square: float) -> int:
+        """``values`` descend and may be only the first ones; ``total_square`` sums the squares of all."""
+        limits = [self.budget, significant(values, self.rows), rank_for_energy(values, total_square, self.energy)]
+        above_noise = int((values > self.noise_edge).sum())
+        # Where nothing stands out of the noise the floor cannot tell what to keep, and an expert must not vanish.
+        return min([*limits, above_noise] if above_noise else limits)
+
+    @property
+    def keeps_everything(self) -> bool:
+        return self.budget >= self.columns and self.noise_edge == 0 and self.energy >= 1
+
+    @property
+    def may_be_small(self) -> bool:
+        """Whether the rank could be so far below the matrix size that a Krylov method pays."""
+        return self.columns >= SMALLEST_KRYLOV_SIDE and (
+            self.budget <= self.columns // KRYLOV_SHARE or self.noise_edge > 0 or self.energy < 1
+        )

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mergekit_3h.kernels.dense import eigh
 from mergekit_3h.kernels.tasks import TaskMatrices
 from mergekit_3h.kernels.workers import spans
 
 TILE = 256
 """Columns of a tile of a Gram matrix; only tiles on and above the diagonal are computed."""
 
-RankRule = Callable[[Tensor, float], int]
+RankFunction = Callable[[Tensor, float], int]
 """Descending singular values and the sum of all their squares -> how many of them to keep."""
 
 
@@ -39,18 +40,18 @@ class Spectrum:
         return self.values.numel()
 
 
-def exact_spectrum(tasks: TaskMatrices, i: int, rank_rule: RankRule) -> Spectrum:
+def exact_spectrum(tasks: TaskMatrices, i: int, rank_rule: RankFunction, method: str = "exact") -> Spectrum:
     """By a full symmetric eigendecomposition."""
     gram = torch.zeros(tasks.columns, tasks.columns, dtype=torch.float64, device=tasks.device)
     for block in tasks.blocks(i):
         add_gram(gram, block)
-    squares, vectors = torch.linalg.eigh(gram, UPLO="U")
+    squares, vectors = eigh(gram)
     del gram
     squares = squares.clamp_min_(0).flip(0)
     values = squares.sqrt()
     total_square = float(squares.sum())
     rank = rank_rule(values, total_square)
-    return Spectrum(values[:rank], vectors[:, vectors.shape[1] - rank :].flip(1), total_square)
+    return Spectrum(values[:rank], vectors[:, vectors.shape[1] - rank :].flip(1), total_square, method)
 
 
 def add_gram(gram: Tensor, block: Tensor) -> None:

@@ -47,7 +47,9 @@ class SingularVectorMethod(GroupMergeMethod):
         """mergekit calls this while it plans and again for every tensor."""
         method, place = self.spec.name, f" (for {group_name})" if group_name else ""
         if base_id is None:
-            raise HostError(f"{method} needs a base model{place}: add `base_model:` with the model the experts come from")
+            raise HostError(
+                f"{method} needs a base model{place}: add `base_model:` with the model the experts come from"
+            )
         if base_id not in input_ids:
             raise HostError(f"{method}: the base model {base_id} lacks a tensor that the experts have{place}")
         if len(input_ids) < 2:

@@ -1,0 +1,30 @@
+"""How tensors that are no matrices, and excluded ones, are merged: the mean of the updates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mergekit_3h.kernels.tasks import BLOCK_ELEMENTS
+from mergekit_3h.kernels.workers import spans
+
+
+def mean_update(experts: Sequence[Tensor], base: Tensor, weights: Sequence[float]) -> Tensor:
+    """1/n sum_i w_i (W_i - W_0): how biases, norms and excluded tensors of any shape are merged."""
+    dtype = torch.float64 if any(t.dtype == torch.float64 for t in experts) else torch.float32
+    update = torch.empty(base.shape, dtype=dtype, device=base.device)
+    flat, flat_base = update.view(-1), base.reshape(-1)
+    flat_experts = [expert.reshape(-1) for expert in experts]
+    for part in spans(flat.numel(), BLOCK_ELEMENTS):
+        total = torch.zeros(part.stop - part.start, dtype=torch.float64, device=base.device)
+        for expert, weight in zip(flat_experts, weights, strict=True):
+            total += weight * (expert[part].to(torch.float64) - flat_base[part])
+        flat[part] = (total / len(experts)).to(dtype)
+    return update
+
+
+def mean_share(expert: Tensor, base: Tensor, n: int) -> Tensor:
+    """(W_i - W_0) / n, what one of ``n`` experts of weight 1 adds to ``mean_update``, in float64."""
+    return (expert.to(torch.float64) - base.to(torch.float64)) / n
