@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 Model = TypeVar("Model", bound=BaseModel)
 
 # A file of another kind has as many bad lines as lines: the message stays readable and memory bounded.
-_MOST_PROBLEMS = 200
+MOST_PROBLEMS = 200
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -84,7 +84,7 @@ class Reader(Generic[Model]):
                 yield self.model.model_validate_json(line)
             except ValidationError as error:
                 self.skipped += 1
-                if len(self.problems) < _MOST_PROBLEMS:
+                if len(self.problems) < MOST_PROBLEMS:
                     self.problems += problems_of(error, number, self.model.model_fields)
 
 
