@@ -94,22 +94,17 @@ def value_problems(config: Config, spec: MergeMethodSpec) -> list[Finding]:
     return [
         finding
         for place, name, parameter in _known_settings(config, spec)
-        for finding in _setting_problems(
-            place.parameters[name], parameter, f"{place.where}.{name}", place.model
-        )
+        for finding in _setting_problems(place.parameters[name], parameter, f"{place.where}.{name}", place.model)
     ]
 
 
-def _setting_problems(
-    setting: Any, parameter: ParameterSpec, where: str, model: str | None
-) -> Iterator[Finding]:
+def _setting_problems(setting: Any, parameter: ParameterSpec, where: str, model: str | None) -> Iterator[Finding]:
     if _is_conditional(setting):
         yield from _setting_problems(setting.value, parameter, f"{where}.value", model)
     elif not isinstance(setting, list):
         reason = _rejection(setting, parameter)
         if reason:
-            message = f"{parameter.name}: got {setting!r}, {reason}"
-            yield Finding("error", "bad-value", message, where=where, model=model)
+            yield Finding("error", "bad-value", reason, where=where, model=model)
     elif not setting:
         message = f"an empty list sets nothing, {parameter.name!r} keeps its outer value or default"
         yield Finding("warning", "empty-list", message, where=where, model=model)
@@ -136,9 +131,7 @@ def _conditional_problems(
         )
 
 
-def _gradient_problems(
-    ends: list[Any], parameter: ParameterSpec, where: str, model: str | None
-) -> Iterator[Finding]:
+def _gradient_problems(ends: list[Any], parameter: ParameterSpec, where: str, model: str | None) -> Iterator[Finding]:
     problems = [
         finding
         for index, end in enumerate(ends)
@@ -218,13 +211,13 @@ def _rejection(value: Any, parameter: ParameterSpec) -> str:
     """Why the option cannot have this value; empty if it can."""
     try:
         parameter.validate(value)
-    except ValidationError as error:
-        reason = error.errors()[0]["msg"]
-        return reason[0].lower() + reason[1:]
     except ThreeHError as error:
         return str(error)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"]
+        return f"{parameter.name}: got {value!r}, {reason[0].lower()}{reason[1:]}"
     except (ValueError, TypeError) as error:
-        return str(error)
+        return f"{parameter.name}: got {value!r}, {error}"
     return ""
 
 

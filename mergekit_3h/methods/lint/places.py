@@ -51,9 +51,7 @@ def parameter_places(config: Any) -> list[Place]:
     return list(seen.values())
 
 
-def _definition_groups(
-    owner: Any, prefix: str, enclosing: tuple[Place, ...], base: str | None
-) -> Iterator[Group]:
+def _definition_groups(owner: Any, prefix: str, enclosing: tuple[Place, ...], base: str | None) -> Iterator[Group]:
     if owner.models:
         yield Group(f"{prefix}models", _inputs(owner.models, f"{prefix}models", base), enclosing, base)
     for index, part in enumerate(getattr(owner, "slices", None) or []):

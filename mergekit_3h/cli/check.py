@@ -1,0 +1,86 @@
+"""``mergekit-3h check``: shows what ``mergekit_3h.methods.lint`` finds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from mergekit_3h.methods.lint import Finding, Report
+    from mergekit_3h.methods.lint.estimate import Estimate
+
+_COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
+
+
+@click.command("check")
+@click.argument("config", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--deep", is_flag=True, help="Read all weights: look for NaN and Inf, and for what no expert changes.")
+@click.option("--strict", is_flag=True, help="Exit with status 1 for warnings too.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object for machines.")
+@click.option("--estimate/--no-estimate", default=True, help="Estimate size, memory and time.", show_default=True)
+@click.option("--device", default="cpu", show_default=True, help="Device whose speed the estimate takes.")
+def command(config: Path, deep: bool, strict: bool, as_json: bool, estimate: bool, device: str) -> None:
+    """Lint CONFIG (of mergekit-yaml, mergekit-multi or mergekit-pytorch) before hours are spent on it.
+
+    Any registered merge method. Nothing is downloaded. Exit status: 0 when there are no errors, 1 for errors, 2 for
+    a wrong command line.
+    """
+    from mergekit_3h.inspection.environment import usable_device
+    from mergekit_3h.methods.lint import examine
+
+    problem = usable_device(device) if estimate else None
+    if problem:
+        raise click.BadParameter(problem, param_hint="--device")
+    report = examine(config, deep=deep, estimate=estimate, device=device)
+    if as_json:
+        click.echo(json.dumps({"config": str(config), **report.as_dict()}, indent=2))
+    else:
+        _show(config, report, deep)
+    raise SystemExit(1 if report.of("error") or (strict and report.of("warning")) else 0)
+
+
+def _show(config: Path, report: Report, deep: bool) -> None:
+    for severity, colour in _COLOURS.items():
+        for finding in report.of(severity):  # type: ignore[arg-type]
+            label = click.style(f"{severity:7}", fg=colour, bold=True)
+            click.echo(f"{label} {_place(config, finding)}: {finding.message} [{finding.rule}]")
+            if finding.advice:
+                click.echo(f"        -> {finding.advice}")
+    counts = [f"{len(report.of(severity))} {severity}s" for severity in _COLOURS if report.of(severity)]  # type: ignore[arg-type]
+    read = "config, headers and all weights" if deep else "config and headers (--deep reads the weights too)"
+    click.echo(f"{config}: {', '.join(counts) or 'nothing found'}; read {read}")
+    for estimate in report.estimates:
+        click.echo(_estimate_text(estimate))
+
+
+def _place(config: Path, finding: Finding) -> str:
+    line = f":{finding.line}" if finding.line else ""
+    return f"{config}{line}" + (f" {finding.where}" if finding.where else "")
+
+
+def _estimate_text(estimate: Estimate) -> str:
+    return (
+        f"Estimate, not a promise: {_bytes(estimate.output_bytes)} written "
+        f"({estimate.parameters:,} parameters in {estimate.tensors:,} tensors), {_bytes(estimate.read_bytes)} read, "
+        f"peak memory {_bytes(estimate.peak_bytes)}, {_duration(estimate.seconds)} on {estimate.device} "
+        f"({_duration(estimate.compute_seconds)} of it computing); {estimate.basis}."
+    )
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 1:
+        return "under a second"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

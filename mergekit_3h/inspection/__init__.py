@@ -1,0 +1,1 @@
+"""Facts about this machine: checkpoints, tokenizers, models, hosts, devices. It reads and never judges."""

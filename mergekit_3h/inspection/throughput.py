@@ -1,0 +1,74 @@
+"""How fast this machine reads, writes and computes, from samples that take well under a second together."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+_READ_SAMPLE = 64 << 20
+_WRITE_SAMPLE = 16 << 20
+_EIGH_SIZE = 256
+_GEMM_SIZE = 512
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """Bytes per second for files and element-wise work; ``eigh_unit`` times n^3 is a float64 eigh of size n."""
+
+    read: float
+    write: float
+    elementwise: float
+    gemm_flops: float
+    eigh_unit: float
+
+
+def measure_throughput(sample: Path | None, device: str = "cpu") -> Throughput:
+    """``sample`` is a file to read from; the operating system may have it in memory already."""
+    import torch
+
+    matrix = torch.randn(_GEMM_SIZE, _GEMM_SIZE, dtype=torch.float64, device=device)
+    symmetric = matrix[:_EIGH_SIZE, :_EIGH_SIZE]
+    symmetric = symmetric @ symmetric.T
+    long = torch.randn(1 << 22, device=device)
+    return Throughput(
+        read=_read_rate(sample),
+        write=_write_rate(),
+        elementwise=long.nbytes / _seconds(lambda: long * 2.0, device),
+        gemm_flops=2 * _GEMM_SIZE**3 / _seconds(lambda: matrix @ matrix, device),
+        eigh_unit=_seconds(lambda: torch.linalg.eigh(symmetric), device) / _EIGH_SIZE**3,
+    )
+
+
+def _seconds(work: Callable[[], object], device: str) -> float:
+    """The better of two runs after a first one that warms up."""
+    import torch
+
+    times: list[float] = []
+    for _ in range(3):
+        start = perf_counter()
+        work()
+        if torch.device(device).type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(perf_counter() - start)
+    return max(min(times[1:]), 1e-7)
+
+
+def _read_rate(sample: Path | None) -> float:
+    if sample is None:
+        return 1e9
+    start = perf_counter()
+    with sample.open("rb", buffering=0) as stream:
+        count = len(stream.read(_READ_SAMPLE))
+    return max(count, 1) / max(perf_counter() - start, 1e-7)
+
+
+def _write_rate() -> float:
+    block = bytes(_WRITE_SAMPLE)
+    with tempfile.TemporaryFile() as stream:
+        start = perf_counter()
+        stream.write(block)
+        stream.flush()
+        return _WRITE_SAMPLE / max(perf_counter() - start, 1e-7)

@@ -1,0 +1,125 @@
+"""What a merge will cost: output size, bytes read, peak memory and time. An estimate, and its text says so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mergekit_3h.inspection.checkpoints import DTYPE_BYTES
+from mergekit_3h.inspection.throughput import Throughput, measure_throughput
+from mergekit_3h.methods.lint.models import NamedModel
+from mergekit_3h.methods.lint.plan import PlannedTensor, source_tensors
+from mergekit_3h.options import METHODS
+
+# mergekit collects tensors up to this size before it writes a shard (its --out-shard-size).
+SHARD_BYTES = 5_000_000_000
+# Python with torch, transformers and mergekit loaded; seen with torch 2.13 on Linux.
+_PROCESS_BYTES = 600_000_000
+_DTYPE_CODES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64"}
+_WIDTH_ORDER = ("BF16", "F16", "F32", "F64")
+# Passes over each input, a heuristic: methods that trim by magnitude sort every tensor.
+_PLAIN_PASSES, _SORTING_PASSES = 8, 60
+_SORTING_METHODS = ("ties", "breadcrumbs", "breadcrumbs_ties", "della", "della_linear", "sce", "ram", "ramplus_tl")
+# Float64 factors and their workspaces beside the float32 updates, per task and per entry of the Gram matrix.
+_GRAM_COPIES = 4
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes and seconds. The seconds assume that nothing else runs on the machine."""
+
+    tensors: int
+    parameters: int
+    output_bytes: int
+    read_bytes: int
+    peak_bytes: int
+    seconds: float
+    compute_seconds: float
+    device: str
+    basis: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def estimate_merge(config: Any, plan: list[PlannedTensor], models: list[NamedModel], device: str = "cpu") -> Estimate:
+    """From the tensors' shapes and a calibration of this machine."""
+    files = [file for model in models if model.checkpoint for file in model.checkpoint.files]
+    sample = max(files, key=lambda file: file.stat().st_size, default=None)
+    speed = measure_throughput(sample, device)
+    method = config.merge_method
+    plan = [tensor for tensor in plan if tensor.shape] + source_tensors(plan, models)
+    compute = sum(_compute_seconds(method, tensor, speed) for tensor in plan)
+    output = sum(_elements(tensor) * _output_width(config, tensor) for tensor in plan)
+    read = sum(given.stored.nbytes for tensor in plan for given in tensor.inputs if given.stored)
+    working = max((_working_bytes(method, tensor) for tensor in plan), default=0)
+    pickles = sum(file.stat().st_size for file in files if file.suffix != ".safetensors")
+    what = "float64 eigendecompositions and products" if method in METHODS else "element-wise passes"
+    return Estimate(
+        tensors=len(plan),
+        parameters=sum(_elements(tensor) for tensor in plan),
+        output_bytes=output,
+        read_bytes=read,
+        peak_bytes=_PROCESS_BYTES + min(output, SHARD_BYTES) + working + pickles,
+        seconds=compute + read / speed.read + output / speed.write,
+        compute_seconds=compute,
+        device=device,
+        basis=f"scaled from short runs of {what} on {device}, and of reading and writing, on this machine",
+    )
+
+
+def _elements(tensor: PlannedTensor) -> int:
+    return next((given.stored.elements for given in tensor.inputs if given.stored), 0)
+
+
+def _output_width(config: Any, tensor: PlannedTensor) -> int:
+    chosen = getattr(config, "out_dtype", None) or config.dtype
+    if chosen:
+        return DTYPE_BYTES[_DTYPE_CODES.get(chosen.removeprefix("torch."), "F32")]
+    return DTYPE_BYTES.get(_widest(given.stored.dtype for given in tensor.inputs if given.stored), 4)
+
+
+def _widest(dtypes: Iterable[str]) -> str:
+    found = set(dtypes)
+    if {"BF16", "F16"} <= found:
+        return "F32"  # what torch promotes the two to
+    return max(found, key=lambda name: _WIDTH_ORDER.index(name) if name in _WIDTH_ORDER else -1, default="F32")
+
+
+def _experts(tensor: PlannedTensor) -> int:
+    return max(1, sum(given.stored is not None for given in tensor.inputs) - 1)
+
+
+def _matrices(tensor: PlannedTensor) -> tuple[int, int, int]:
+    """Number of matrices in a tensor, their shorter side and their longer one."""
+    *batch, rows, columns = tensor.shape
+    count = 1
+    for size in batch:
+        count *= size
+    return count, min(rows, columns), max(rows, columns)
+
+
+def _compute_seconds(method: str, tensor: PlannedTensor, speed: Throughput) -> float:
+    inputs = sum(given.stored is not None for given in tensor.inputs)
+    passes = _SORTING_PASSES if method in _SORTING_METHODS else _PLAIN_PASSES
+    elementwise = passes * inputs * 4 * _elements(tensor) / speed.elementwise
+    if method not in METHODS or len(tensor.shape) < 2:
+        return elementwise
+    count, short, long = _matrices(tensor)
+    tasks = _experts(tensor)
+    # One decomposition a task, and two for the polar factors; two tasks need one of half the size instead.
+    decompositions = tasks + (2 if tasks > 2 else 0.25)
+    # All pairs of Gram matrices in the first pass, one product a task in the second.
+    products = tasks * (tasks + 1) / 2 + tasks
+    flops = 2 * long * short**2 * products
+    return elementwise + count * (decompositions * speed.eigh_unit * short**3 + flops / speed.gemm_flops)
+
+
+def _working_bytes(method: str, tensor: PlannedTensor) -> int:
+    inputs = sum(given.stored.nbytes for given in tensor.inputs if given.stored)
+    updates = _experts(tensor) * _elements(tensor) * 4
+    if method not in METHODS or len(tensor.shape) < 2:
+        return inputs + 2 * updates
+    _, short, _ = _matrices(tensor)
+    return inputs + updates + _GRAM_COPIES * _experts(tensor) * short**2 * 8
