@@ -1,1 +1,27 @@
-"""FusionBench algorithms."""
+"""FusionBench algorithms, each imported only when it is asked for."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fusion_bench_ext.algorithms.mergekit_method import MergeKitAlgorithm as MergeKitAlgorithm
+    from fusion_bench_ext.algorithms.rtsvm import RTSVM as RTSVM
+    from fusion_bench_ext.algorithms.streaming import StreamingAlgorithm as StreamingAlgorithm
+    from fusion_bench_ext.algorithms.tsvm import TSVM as TSVM
+
+_MODULE_OF = {
+    "MergeKitAlgorithm": "mergekit_method",
+    "RTSVM": "rtsvm",
+    "StreamingAlgorithm": "streaming",
+    "TSVM": "tsvm",
+}
+
+__all__ = ["RTSVM", "TSVM", "MergeKitAlgorithm", "StreamingAlgorithm"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

@@ -1,0 +1,115 @@
+"""What ``tsvm`` and ``rtsvm`` share: their options from the one declaration, the kernel one tensor at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from fusion_bench.modelpool.base_pool import BaseModelPool
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from torch import Tensor
+
+from fusion_bench_ext.algorithms.streaming import StreamingAlgorithm
+from fusion_bench_ext.errors import shown_by_hydra, unknown_name
+from mergekit_3h.errors import ModelError, OptionError
+from mergekit_3h.merging import merge_tensor
+from mergekit_3h.options import METHODS, ModelOptions, TSVMOptions, checked, option_names, parse_options
+
+_BASE = "_pretrained_"
+
+
+class SingularVectorAlgorithm(StreamingAlgorithm):
+    """A method of ``mergekit_3h.options.METHODS``; each option is an attribute, under its YAML key in ``config``.
+
+    ``weight`` is a number for all experts, a list in the pool's order, or a mapping from model names, where those not
+    named have the default. ``lambda`` is a keyword of Python: as an attribute it is ``lambda_``, and in a call it is
+    given as ``**{"lambda": 0.5}``.
+    """
+
+    method: ClassVar[str]
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        keys = {attribute: field.alias or attribute for attribute, field in METHODS[cls.method].model_fields.items()}
+        cls._config_mapping = StreamingAlgorithm._config_mapping | keys | {"weight": "weight"}
+        cls.title = METHODS[cls.method].pretty_name
+
+    def __init__(
+        self,
+        *,
+        weight: float | Sequence[float] | Mapping[str, float] = 1.0,
+        model_save_path: str | None = None,
+        **options: Any,
+    ) -> None:
+        host_keys = {name: options.pop(name) for name in list(options) if name.startswith("_")}
+        super().__init__(model_save_path=model_save_path, **host_keys)
+        with shown_by_hydra():
+            for name in options:
+                known = [*option_names(self.method), "model_save_path"]
+                if name not in known:
+                    raise unknown_name(f"{self.method} has no option", name, known)
+            parsed = parse_options(self.method, options)
+            self.weight = _plain(weight)
+            _require_weights(self.weight)
+        for attribute in METHODS[self.method].model_fields:
+            setattr(self, attribute, getattr(parsed, attribute))
+
+    @property
+    def options(self) -> TSVMOptions:
+        """The options as they are now, checked again: attributes may have been set since."""
+        fields = METHODS[self.method].model_fields
+        return parse_options(self.method, {field.alias or key: getattr(self, key) for key, field in fields.items()})
+
+    def base_name(self, modelpool: BaseModelPool) -> str:
+        if not modelpool.has_pretrained:
+            raise ModelError(
+                f"{self.method} needs the model that the experts were trained from: add it to the pool's models as "
+                f"{_BASE!r}. The pool has: {modelpool.all_model_names}"
+            )
+        return _BASE
+
+    def check_pool(self, base: str | None, experts: Sequence[str]) -> None:
+        self._used_options, self._used_weights = self.options, expert_weights(self.weight, experts)
+
+    def merge(self, name: str, base: tuple[str, Tensor] | None, experts: Mapping[str, Tensor]) -> Tensor:
+        assert base is not None
+        return merge_tensor(
+            name,
+            base[1],
+            {f"model {expert!r}": tensor for expert, tensor in experts.items()},
+            {f"model {expert!r}": self._used_weights[expert] for expert in experts},
+            self._used_options,
+            base_label=f"the base model {base[0]!r}",
+        )
+
+
+def expert_weights(weight: Any, experts: Sequence[str]) -> dict[str, float]:
+    """The weight of each expert from a number, a list in the pool's order, or a mapping from names."""
+    if isinstance(weight, Mapping):
+        for name in weight:
+            if name not in experts:
+                raise unknown_name("option 'weight': the pool has no model", str(name), experts)
+        default = ModelOptions.model_fields["weight"].default
+        return {name: _number(weight.get(name, default)) for name in experts}
+    if isinstance(weight, list | tuple):
+        if len(weight) != len(experts):
+            raise OptionError(
+                f"option 'weight': got {len(weight)} numbers for {len(experts)} models; expected one each for "
+                f"{list(experts)}"
+            )
+        return {name: _number(value) for name, value in zip(experts, weight, strict=True)}
+    return dict.fromkeys(experts, _number(weight))
+
+
+def _require_weights(weight: Any) -> None:
+    many = isinstance(weight, Mapping | list | tuple)
+    for value in (list(weight.values()) if isinstance(weight, Mapping) else weight) if many else [weight]:
+        _number(value)
+
+
+def _number(value: Any) -> float:
+    return checked(ModelOptions, "weight", value)
+
+
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value, resolve=True) if isinstance(value, DictConfig | ListConfig) else value

@@ -1,0 +1,155 @@
+"""The base of our FusionBench algorithms: check everything, then merge one tensor at a time."""
+
+from __future__ import annotations
+
+import logging
+import os
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from fusion_bench.method.base_algorithm import BaseAlgorithm
+from fusion_bench.mixins.lightning_fabric import LightningFabricMixin
+from fusion_bench.modelpool.base_pool import BaseModelPool
+from fusion_bench.modelpool.causal_lm.causal_lm import CausalLMPool
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from fusion_bench_ext.agreement import names_to_merge
+from fusion_bench_ext.assembly import build_module
+from fusion_bench_ext.errors import shown_by_hydra
+from fusion_bench_ext.models import OpenModel, open_model
+from mergekit_3h.errors import ModelError, OptionError, TensorError
+
+LOG = logging.getLogger(__name__)
+
+_COUNTERS = ("num_batches_tracked",)
+"""Batch norm's count of training steps: it differs between any two trainings and means nothing after them."""
+
+
+class StreamingAlgorithm(BaseAlgorithm, LightningFabricMixin):
+    """Takes one tensor of all models at a time, merges it on fabric's device and keeps it in the checkpoint's dtype.
+
+    Works with lazy and eager pools of causal language models and with any pool of torch modules. A subclass says which
+    model is the base (:meth:`base_name`), checks its own options against the pool (:meth:`check_pool`) and merges
+    (:meth:`merge`).
+    """
+
+    _config_mapping = BaseAlgorithm._config_mapping | {"model_save_path": "model_save_path"}
+    title = "model merging"
+    """What the progress bar and the model card call the method."""
+
+    def __init__(self, *, model_save_path: str | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.model_save_path = model_save_path
+
+    @abstractmethod
+    def base_name(self, modelpool: BaseModelPool) -> str | None:
+        """The pool's model that the others are compared with, or None for a method without one."""
+
+    @abstractmethod
+    def check_pool(self, base: str | None, experts: Sequence[str]) -> None:
+        """Raise if the options do not go with these models; nothing is loaded yet."""
+
+    def arrange(self, names: list[str]) -> list[str]:
+        """The order to merge the tensors in; called once, when everything is checked and the merge begins."""
+        return names
+
+    @abstractmethod
+    def merge(self, name: str, base: tuple[str, Tensor] | None, experts: Mapping[str, Tensor]) -> Tensor:
+        """The tensor ``name`` merged; ``base`` is the base's name and tensor. Tensors are to be read only."""
+
+    def expert_names(self, modelpool: BaseModelPool) -> list[str]:
+        """All models of the pool that are neither special nor the base."""
+        base = self.base_name(modelpool)
+        return [name for name in modelpool.model_names if name != base]
+
+    @torch.no_grad()
+    def run(self, modelpool: BaseModelPool) -> nn.Module:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Merge the pool's models into a new one; the pool's own stay as they are."""
+        with shown_by_hydra():
+            base_name, expert_names = self.base_name(modelpool), self.expert_names(modelpool)
+            if not expert_names:
+                raise ModelError(f"the pool has no model to merge; it has: {modelpool.all_model_names}")
+            self.check_pool(base_name, expert_names)
+            self._check_save_path(modelpool)
+            experts = [open_model(modelpool, name) for name in expert_names]
+            base = open_model(modelpool, base_name) if base_name is not None else None
+            merged = self._merge_all(base, experts)
+            self._save(modelpool, merged)
+            return merged
+
+    def _merge_all(self, base: OpenModel | None, experts: list[OpenModel]) -> nn.Module:
+        reference = base or experts[0]
+        names = self.arrange(names_to_merge(reference, experts if base else experts[1:]))
+        LOG.info("merging %d tensors of %d models by %s", len(names), len(experts), self.title)
+        silent = None if self.fabric.is_global_zero else True  # None: shown on a terminal only
+        tensors = {
+            name: self._merge_one(name, reference, base, experts)
+            for name in tqdm(names, desc=self.title, unit="tensor", disable=silent)
+        }
+        covered = {alias for name in names for alias in (name, *reference.ties.get(name, ()))}
+        kept = {name: reference.load(name).cpu().clone() for name in reference.facts if name not in covered}
+        return build_module(reference, {**kept, **tensors})
+
+    def _merge_one(
+        self, name: str, reference: OpenModel, base: OpenModel | None, experts: Sequence[OpenModel]
+    ) -> Tensor:
+        """One tensor from the models' storage to its final place. Uses nothing that merging another tensor changes."""
+        models = [*experts, base] if base else list(experts)
+        loaded = {model.name: model.load(name) for model in models}
+        if name.rpartition(".")[2] in _COUNTERS:
+            return loaded[reference.name].cpu().clone()
+        if not all(tensor.is_floating_point() for tensor in loaded.values()):
+            return _agreed_buffer(name, loaded)
+        sources = {tensor.untyped_storage().data_ptr() for tensor in loaded.values()}
+        moved = {label: tensor.to(self.fabric.device) for label, tensor in loaded.items()}
+        base_tensor = (base.name, moved.pop(base.name)) if base else None
+        result = self.merge(name, base_tensor, moved).to(device="cpu", dtype=reference.describe(name).dtype)
+        # A method that hands an input through must not make the merged model share memory with the pool's.
+        return result.clone() if result.untyped_storage().data_ptr() in sources else result.contiguous()
+
+    def _check_save_path(self, modelpool: BaseModelPool) -> None:
+        if self.model_save_path is None:
+            return
+        path = Path(self.model_save_path).expanduser()
+        if isinstance(modelpool, CausalLMPool) and path.exists() and not path.is_dir():
+            raise OptionError(f"model_save_path: {path} is a file, expected a folder or a path that does not exist yet")
+
+    def _save(self, modelpool: BaseModelPool, model: Any) -> None:
+        """Save through the pool, which knows the format. A new path appears only when all of it has been written."""
+        if self.model_save_path is None or not self.fabric.is_global_zero:
+            return
+        path = Path(self.model_save_path).expanduser()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        written = path if path.exists() else path.with_name(f"{path.name}.partial-{os.getpid()}")
+        if isinstance(modelpool, CausalLMPool):
+            with_tokenizer = getattr(modelpool, "tokenizer", None) is not None
+            if not with_tokenizer:
+                LOG.warning("the pool names no tokenizer, so none is saved beside the merged model")
+            modelpool.save_model(
+                model,
+                str(written),
+                save_tokenizer=with_tokenizer,
+                algorithm_config=self.config,
+                description=f"Merged by {self.title}.",
+            )
+        else:
+            modelpool.save_model(model, str(written))
+        if written != path:
+            written.rename(path)
+        LOG.info("saved the merged model to %s", path)
+
+
+def _agreed_buffer(name: str, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Integers and booleans cannot be averaged: all models must have the same ones."""
+    (first_model, first), *others = tensors.items()
+    for model, tensor in others:
+        if tensor.dtype != first.dtype or not torch.equal(tensor, first):
+            raise TensorError(
+                f"tensor {name!r} holds {tensor.dtype} and differs between the models {first_model!r} and {model!r}; "
+                "only floating-point tensors can be merged"
+            )
+    return first.cpu().clone()
