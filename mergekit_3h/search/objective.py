@@ -1,0 +1,97 @@
+"""The loss of a causal language model on the answers: mean over records of the mean cross-entropy of answer tokens.
+
+Every record's loss is kept, and sums are exactly rounded (``math.fsum``): a mean does not depend on the order in
+which batches were computed, nor on where.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mergekit_3h.search.answers import Answer, Batch, batched
+from mergekit_3h.search.typed import floats
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Mean loss of each set, and where asked for its derivative by every coefficient."""
+
+    by_set: dict[str, float]
+    gradients: dict[str, list[float]] | None = None
+
+    def not_finite(self) -> str:
+        """What is wrong with the losses, or an empty string."""
+        bad = [f"the loss of the {name} set is {loss}" for name, loss in self.by_set.items() if not math.isfinite(loss)]
+        for name, gradient in (self.gradients or {}).items():
+            if not all(map(math.isfinite, gradient)):
+                bad.append(f"the gradient of the {name} set is not finite")
+        return "; ".join(bad)
+
+
+class Objective:
+    """Losses of any model on fixed batches."""
+
+    def __init__(self, answers: Mapping[str, Sequence[Answer]], batch_size: int) -> None:
+        self.sizes = {name: len(members) for name, members in answers.items()}
+        self.batches = batched(answers, batch_size)
+        self._weights = {name: [answer.weight for answer in members] for name, members in answers.items()}
+        self._total_weight = {name: math.fsum(weights) for name, weights in self._weights.items()}
+
+    @property
+    def total_weights(self) -> dict[str, float]:
+        """Sum of the records' weights in each set: their number, unless the data say otherwise."""
+        return self._total_weight
+
+    def losses(self, model: nn.Module) -> Losses:
+        with torch.no_grad():
+            return Losses(self.mean_losses((batch, record_losses(model, batch)) for batch in self.batches))
+
+    def losses_and_gradients(self, model: nn.Module, collect: Callable[[], list[float]]) -> Losses:
+        """Like ``losses``; after each backward pass ``collect`` hands over the derivative of what was passed back."""
+        measured: list[tuple[Batch, Tensor]] = []
+        parts: dict[str, list[list[float]]] = {name: [] for name in self.sizes}
+        with torch.enable_grad():
+            for batch in self.batches:
+                losses = record_losses(model, batch)
+                shares = torch.tensor(self._shares(batch), device=losses.device)
+                (losses * shares).sum().backward()  # pyright: ignore[reportUnknownMemberType]
+                parts[batch.set_name].append(collect())
+                measured.append((batch, losses.detach()))
+        gradients = {name: [math.fsum(column) for column in zip(*rows, strict=True)] for name, rows in parts.items()}
+        return Losses(self.mean_losses(measured), gradients)
+
+    def mean_losses(self, measured: Iterable[tuple[Batch, Tensor]]) -> dict[str, float]:
+        """The sets' mean losses from the records' losses of all batches, in any order."""
+        terms: dict[str, list[float]] = {name: [] for name in self.sizes}
+        for batch, losses in measured:
+            values = floats(losses.double())
+            terms[batch.set_name] += [share * loss for share, loss in zip(self._shares(batch), values, strict=True)]
+        return {name: _sum(values) for name, values in terms.items()}
+
+    def _shares(self, batch: Batch) -> list[float]:
+        total, weights = self._total_weight[batch.set_name], self._weights[batch.set_name]
+        return [weights[i] / total for i in batch.order]
+
+
+def _sum(values: Sequence[float]) -> float:
+    return math.fsum(values) if all(map(math.isfinite, values)) else math.nan
+
+
+def record_losses(model: nn.Module, batch: Batch) -> Tensor:
+    """Mean cross-entropy of the answer tokens of every record, in float32."""
+    device = next(model.parameters()).device
+    ids, attention = batch.ids.to(device), batch.attention.to(device)
+    predicts = batch.is_answer[:, 1:].to(device)
+    output: Any = model(input_ids=ids, attention_mask=attention, use_cache=False)
+    logits: Tensor = output.logits[:, :-1][predicts]
+    targets = ids[:, 1:][predicts]
+    token_losses = nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+    # Scattered into place and summed by row: unlike index_add, this gives the same bits every time on a GPU.
+    by_position = torch.zeros(predicts.shape, device=device).masked_scatter(predicts, token_losses)
+    return by_position.sum(dim=1) / predicts.sum(dim=1)

@@ -1,0 +1,197 @@
+"""Every option of the search: its one name, default, validation and description.
+
+The command line, mergekit YAML, Hydra YAML and Python all read these declarations. All values are scalars,
+because mergekit reads a list as a gradient over layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from mergekit_3h.errors import OptionError
+from mergekit_3h.options import checked
+
+LINEAR_COMBINATIONS = ("task_arithmetic", "tsvm", "rtsvm")
+"""Combinations whose merged weight is linear in the coefficients: W_0 + sum_i lambda_i C_i."""
+
+SolverName = Literal["cocktail", "cmaes", "gradient", "grid"]
+
+
+class SearchOptions(BaseModel):
+    """How the coefficients are searched. ``n`` is the number of experts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    combine: str = Field(
+        "task_arithmetic",
+        min_length=1,
+        description="The merge method whose weights are searched. task_arithmetic, tsvm and rtsvm are linear in the "
+        "weights, so a candidate costs no decomposition; any other method of the host is merged anew for each.",
+    )
+    solver: SolverName = Field(
+        "gradient",
+        description="gradient: exact derivatives by back-propagation, linear combinations only. cmaes: CMA-ES, any "
+        "combination. cocktail: LM-Cocktail's softmax over the models' own losses. grid: evenly spaced values.",
+    )
+    safety_weight: float = Field(
+        1.0,
+        ge=0.0,
+        allow_inf_nan=False,
+        description="Factor on the loss over the safety set. 0 only measures that set.",
+    )
+    expert_weight: float = Field(
+        0.3,
+        ge=0.0,
+        allow_inf_nan=False,
+        description="Factor on the loss over the domain set (alpha in Eq. 5 of arXiv 2406.14563). 0 only measures it.",
+    )
+    overrefusal_weight: float = Field(
+        0.0,
+        ge=0.0,
+        allow_inf_nan=False,
+        description="Factor on the loss over harmless prompts with helpful replies. The paper has no such term; 0 "
+        "only measures the set, where there is one.",
+    )
+    min_safety: float | None = Field(
+        None,
+        gt=0.0,
+        le=1.0,
+        description="If given, the search maximises the quality of the weighted other sets subject to this share of "
+        "the best single model's safety quality, exp(-loss); safety_weight is then not used.",
+    )
+    layer_granularity: int = Field(
+        0,
+        ge=0,
+        description="0: one coefficient per expert. k: one per expert and group of k consecutive layers, and one per "
+        "expert for the tensors outside the layers (embeddings, final norm, head).",
+    )
+    max_evaluations: int = Field(
+        100,
+        ge=1,
+        description="Candidates evaluated at most. The single models and the base are measured besides.",
+    )
+    seed: int = Field(0, ge=0, description="Seed of the search; the same seed gives the same trace.")
+    start: float | None = Field(
+        None,
+        allow_inf_nan=False,
+        description="Value of every coefficient of the first candidate, the uniform merge. Unset: 1 for tsvm and rtsvm "
+        "(their ordinary merge), 1/n otherwise.",
+    )
+    allow_negative: bool = Field(False, description="Let coefficients go down to -max_coefficient instead of 0.")
+    max_coefficient: float = Field(2.0, gt=0.0, allow_inf_nan=False, description="Upper bound of every coefficient.")
+    sigma0: float = Field(1.0 / 6.0, gt=0.0, allow_inf_nan=False, description="cmaes: initial step size, as in EvoMM.")
+    population: int | None = Field(
+        None,
+        ge=2,
+        description="cmaes: candidates per generation. Unset: 4 + floor(3 ln d) for d coefficients.",
+    )
+    temperature: float = Field(
+        5.0,
+        gt=0.0,
+        allow_inf_nan=False,
+        description="cocktail: divisor T of the losses in softmax(-L_i / T).",
+    )
+    include_base: bool = Field(False, description="cocktail: the base takes part in the softmax, with its own loss.")
+    grid_points: int | None = Field(
+        None,
+        ge=2,
+        description="grid: values per coefficient. Unset: as many as max_evaluations allows for the full product, or, "
+        "where two are too many, one value shared by all coefficients.",
+    )
+    optimizer: Literal["bfgs", "adam"] = Field(
+        "bfgs",
+        description="gradient: bfgs, projected quasi-Newton, needs the fewest passes; adam, Adam with projection, is "
+        "less sensitive to losses that low precision makes rough.",
+    )
+    learning_rate: float = Field(
+        0.1,
+        gt=0.0,
+        allow_inf_nan=False,
+        description="gradient: step size of adam, and the largest change of a coefficient in bfgs' first step.",
+    )
+    convergence: float = Field(
+        1e-4,
+        ge=0.0,
+        lt=1.0,
+        description="gradient: stop once an iteration is predicted, and an accepted one is seen, to lower the score "
+        "by less than this share of it. 0 uses the whole budget if it can.",
+    )
+    batch_size: int = Field(8, ge=1, description="Records per forward pass.")
+    max_length: int | None = Field(
+        None, ge=2, description="Longest record in tokens; a longer one is an error. Unset: the models' context."
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Data type of the candidate model; auto: that of the base's checkpoint."
+    )
+    chat_template: Literal["auto", "plain"] = Field(
+        "auto",
+        description="auto: the models' chat template, or plain if none of them has one; plain: the prompt, a line "
+        "break, the response.",
+    )
+    component_memory_gb: float | None = Field(
+        None,
+        ge=0.0,
+        description="Device memory for the components of the merge; the others stay in host memory. Unset: half of "
+        "what is free once the model is loaded.",
+    )
+
+    def set_weights(self) -> dict[str, float]:
+        """Factor of each set's loss, whether there is such a set or not."""
+        return {
+            "safety": self.safety_weight,
+            "domain": self.expert_weight,
+            "overrefusal": self.overrefusal_weight,
+        }
+
+    def start_value(self, experts: int) -> float:
+        """The coefficient that the uniform merge gives every expert."""
+        default = 1.0 if self.combine in ("tsvm", "rtsvm") else 1.0 / experts
+        return default if self.start is None else self.start
+
+    def bounds(self) -> tuple[float, float]:
+        return (-self.max_coefficient if self.allow_negative else 0.0, self.max_coefficient)
+
+
+def parse_search_options(given: Mapping[str, Any]) -> SearchOptions:
+    """Search options from plain values; the error names the option, its value and what it may be."""
+    for name in given:
+        require_search_option(name)
+    options = SearchOptions(**{name: checked(SearchOptions, name, value) for name, value in given.items()})
+    _require_consistent(options)
+    return options
+
+
+def require_search_option(name: str) -> None:
+    """Raise with a suggestion unless the search has an option ``name``."""
+    known = list(SearchOptions.model_fields)
+    if name not in known:
+        close = get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"it has: {', '.join(known)}"
+        raise OptionError(f"the search has no option {name!r}; {hint}")
+
+
+def _require_consistent(options: SearchOptions) -> None:
+    if options.solver == "gradient" and options.combine not in LINEAR_COMBINATIONS:
+        raise OptionError(
+            f"option 'solver': got 'gradient' with combine {options.combine!r}; the gradient needs a combination that "
+            f"is linear in its weights: {', '.join(LINEAR_COMBINATIONS)}. Take solver 'cmaes' for the others."
+        )
+    lower, upper = options.bounds()
+    if options.start is not None and not lower <= options.start <= upper:
+        raise OptionError(
+            f"option 'start': got {options.start}; expected a value within the bounds {lower} to {upper} of the "
+            "coefficients (max_coefficient, allow_negative)"
+        )
+    weights = options.set_weights()
+    if options.min_safety is not None:
+        weights.pop("safety")
+    if not any(weights.values()):
+        names = ", ".join(
+            {"safety": "safety_weight", "domain": "expert_weight", "overrefusal": "overrefusal_weight"}[s]
+            for s in weights
+        )
+        raise OptionError(f"options {names}: all are 0, so every candidate scores alike; give at least one a weight")

@@ -1,0 +1,155 @@
+"""A search problem: models, data and options in, everything that a runner and a solver need out.
+
+Cheap checks come first (options, data, tokenizers, names and shapes of tensors), then the components, then passes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from mergekit_3h.errors import ModelError, OptionError
+from mergekit_3h.options import METHODS, TSVMOptions, parse_options
+from mergekit_3h.search import records as data
+from mergekit_3h.search.answers import Answer, shared_tokenizer, tokenized
+from mergekit_3h.search.candidates import CandidateModel, merged_parameters
+from mergekit_3h.search.components import Combine
+from mergekit_3h.search.families import families, placed
+from mergekit_3h.search.layout import Layout, layout_of
+from mergekit_3h.search.objective import Objective
+from mergekit_3h.search.options import LINEAR_COMBINATIONS, SearchOptions
+from mergekit_3h.search.records import LocatedRecord
+from mergekit_3h.search.runner import LocalRunner
+from mergekit_3h.search.sources import CheckpointSource, WeightSource, require_same_tensors
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is merged, on which data it is judged, and how. Checked as far as that is cheap when it is made.
+
+    ``model`` is a loaded model of the base's architecture, which the search overwrites. ``method`` are the options of
+    tsvm or rtsvm. ``combine`` merges one tensor where the combination is not linear in the weights.
+    """
+
+    base: WeightSource
+    experts: tuple[WeightSource, ...]
+    model: nn.Module
+    tokenizer: Any
+    records: Sequence[LocatedRecord]
+    options: SearchOptions
+    method: TSVMOptions | None = None
+    combine: Combine | None = None
+
+    def __post_init__(self) -> None:
+        labels = [self.base.label, *(expert.label for expert in self.experts)]
+        if len(set(labels)) < len(labels):
+            raise ModelError(f"models have the labels {', '.join(labels)}; expected a different one for each")
+        if not self.experts:
+            raise ModelError("got no expert to merge; expected at least one besides the base")
+        _require_method(self.options, self.method, self.combine)
+        _ = self.answers
+        names = merged_parameters(self.model, self.base.names()).keys()
+        require_same_tensors(self.base, self.experts, names)
+
+    @cached_property
+    def answers(self) -> dict[str, list[Answer]]:
+        """The records of each set as token ids."""
+        sets = data.by_set(self.records, self.options)
+        context = cast("int | None", getattr(getattr(self.model, "config", None), "max_position_embeddings", None))
+        return {name: tokenized(members, self.tokenizer, self.options, context) for name, members in sets.items()}
+
+    @cached_property
+    def layout(self) -> Layout:
+        names = merged_parameters(self.model, self.base.names()).keys()
+        return layout_of(names, [expert.label for expert in self.experts], self.options.layer_granularity)
+
+    def identity(self) -> dict[str, object]:
+        """What tells this problem from others, for the trace."""
+        return {
+            "records": data.digest(self.records),
+            "models": {model.label: model.digest() for model in (self.base, *self.experts)},
+            "method": self.method.model_dump() if self.method else None,
+        }
+
+    def local_runner(self) -> LocalRunner:
+        """Computes the components and evaluates candidates in this process. This is where the work begins."""
+        parameters = merged_parameters(self.model, self.base.names())
+        device = next(iter(parameters.values())).device
+        made = families(list(parameters), self.base, self.experts, self.options, self.method, self.combine, device)
+        kept = placed(made, device, self.options.component_memory_gb)
+        candidates = CandidateModel(self.model, kept, self.layout)
+        return LocalRunner(candidates, (self.base, *self.experts), Objective(self.answers, self.options.batch_size))
+
+
+def _require_method(options: SearchOptions, method: TSVMOptions | None, combine: Combine | None) -> None:
+    if options.combine in METHODS and (method is None or method.method != options.combine):
+        raise OptionError(f"combine {options.combine!r}: expected its options beside it, got {method!r}")
+    if options.combine not in LINEAR_COMBINATIONS and combine is None:
+        raise OptionError(
+            f"option 'combine': got {options.combine!r}; expected one of {', '.join(LINEAR_COMBINATIONS)}, or a merge "
+            "method of the host"
+        )
+
+
+def open_problem(
+    base: str | Path,
+    experts: Mapping[str, str | Path],
+    data_files: str | Path | Iterable[str | Path],
+    options: SearchOptions,
+    *,
+    method: TSVMOptions | None = None,
+    combine: Combine | None = None,
+    device: str | torch.device = "cpu",
+) -> Problem:
+    """The problem of local checkpoint folders and JSONL files. ``experts`` are folders by label."""
+    records = data.located_records(data_files)
+    data.by_set(records, options)  # what is wrong with the data shows before anything is loaded
+    sources = [CheckpointSource(base, "base"), *(CheckpointSource(path, label) for label, path in experts.items())]
+    require_same_tensors(sources[0], sources[1:], sources[0].names())
+    require_same_architecture(sources)
+    tokenizer = shared_tokenizer({source.label: _tokenizer(source.folder) for source in sources}, options)
+    model = _loaded(sources[0], options, device)
+    if options.combine in METHODS and method is None:
+        method = parse_options(options.combine, {})
+    return Problem(sources[0], tuple(sources[1:]), model, tokenizer, records, options, method, combine)
+
+
+def require_same_architecture(sources: Sequence[CheckpointSource]) -> None:
+    """Raise unless all checkpoints are of the base's (the first one's) kind."""
+    load = _transformers("AutoConfig")
+    configs: list[Any] = [load(str(source.folder), local_files_only=True) for source in sources]
+    for name in ("model_type", "num_hidden_layers", "hidden_size", "num_attention_heads", "tie_word_embeddings"):
+        expected = getattr(configs[0], name, None)
+        for source, config in zip(sources, configs, strict=True):
+            if getattr(config, name, None) != expected:
+                raise ModelError(
+                    f"model {source.label!r}: {name} is {getattr(config, name, None)!r}, the base's is {expected!r}. "
+                    "Merge models that were fine-tuned from one base."
+                )
+
+
+def _tokenizer(folder: Path) -> Any:
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        return None
+    return _transformers("AutoTokenizer")(str(folder), local_files_only=True)
+
+
+def _loaded(source: CheckpointSource, options: SearchOptions, device: str | torch.device) -> nn.Module:
+    dtype = options.dtype if options.dtype == "auto" else getattr(torch, options.dtype)
+    load = _transformers("AutoModelForCausalLM")
+    return cast(nn.Module, load(str(source.folder), dtype=dtype, local_files_only=True).to(device))
+
+
+def _transformers(name: str) -> Callable[..., Any]:
+    """``from_pretrained`` of one of its classes; imported late, and untyped."""
+    return cast("Callable[..., Any]", getattr(import_module("transformers"), name).from_pretrained)

@@ -1,0 +1,86 @@
+"""Where candidates are evaluated: the protocol, and the runner that does it in this process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from mergekit_3h.search.candidates import CandidateModel
+from mergekit_3h.search.objective import Losses, Objective
+from mergekit_3h.search.sources import WeightSource
+
+FORWARD_PASSES = 1
+GRADIENT_PASSES = 3
+"""A forward pass over the data counts 1, a backward pass 2: it multiplies every weight twice."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one evaluation gave; plain values that survive JSON and pickling unchanged."""
+
+    losses: dict[str, float] = field(default_factory=dict[str, float])
+    gradients: dict[str, list[float]] | None = None
+    seconds: float = 0.0
+    passes: int = 0
+    failure: str = ""
+    """Why there are no losses, or empty."""
+
+
+class Runner(Protocol):
+    """Evaluates candidates and single models. Results come in the order of the requests, as soon as they are there."""
+
+    @property
+    def set_weights(self) -> Mapping[str, float]:
+        """The sum of the records' weights in each set that is there."""
+        ...
+
+    def evaluate(self, candidates: Sequence[Sequence[float]], *, gradient: bool) -> Iterable[Measurement]:
+        """The losses of each coefficient vector, with their derivatives if ``gradient``."""
+        ...
+
+    def evaluate_models(self, labels: Sequence[str]) -> Iterable[Measurement]:
+        """The losses of single models: the base or an expert."""
+        ...
+
+
+class LocalRunner:
+    """One model in this process, overwritten by one candidate after the other."""
+
+    def __init__(self, candidates: CandidateModel, models: Sequence[WeightSource], objective: Objective) -> None:
+        self._candidates = candidates
+        self._models = {model.label: model for model in models}
+        self._objective = objective
+
+    @property
+    def set_weights(self) -> Mapping[str, float]:
+        return self._objective.total_weights
+
+    def evaluate(self, candidates: Sequence[Sequence[float]], *, gradient: bool) -> Iterator[Measurement]:
+        for coefficients in candidates:
+            started = time.perf_counter()
+            self._candidates.become(coefficients)
+            yield measurement(self._measure(gradient), started)
+
+    def evaluate_models(self, labels: Sequence[str]) -> Iterator[Measurement]:
+        for label in labels:
+            started = time.perf_counter()
+            self._candidates.become_model(self._models[label])
+            yield measurement(self._measure(gradient=False), started)
+
+    def _measure(self, gradient: bool) -> Losses:
+        if not gradient:
+            return self._objective.losses(self._candidates.model)
+        with self._candidates.collecting() as collect:
+            return self._objective.losses_and_gradients(self._candidates.model, collect)
+
+
+def measurement(losses: Losses, started: float) -> Measurement:
+    """The losses as a result; those that are not finite as a failure with its reason."""
+    seconds = time.perf_counter() - started
+    passes = FORWARD_PASSES if losses.gradients is None else GRADIENT_PASSES
+    failure = losses.not_finite()
+    if failure:
+        return Measurement(seconds=seconds, passes=passes, failure=failure)
+    return Measurement(losses.by_set, losses.gradients, seconds, passes)

@@ -1,0 +1,143 @@
+"""What a solver sees: a box of coefficient vectors, and a function that scores them until the budget is spent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from mergekit_3h.errors import ThreeHError
+from mergekit_3h.search.layout import Layout
+from mergekit_3h.search.options import SearchOptions
+from mergekit_3h.search.runner import Measurement, Runner
+from mergekit_3h.search.scoring import Scoring
+from mergekit_3h.search.trace import Trace
+
+
+class SearchError(ThreeHError):
+    """The search has no result."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """An evaluated candidate. ``score`` is infinite if it failed; lower is better."""
+
+    index: int
+    coefficients: tuple[float, ...]
+    measured: Measurement
+    score: float
+    violation: float
+    """By how much the safety loss exceeds its limit; negative or zero where it does not."""
+
+    @property
+    def satisfies(self) -> bool:
+        return not self.measured.failure and self.violation <= 0
+
+    @property
+    def rank(self) -> tuple[bool, float, int]:
+        """Sorts points from the best: those that keep the constraint first, then by score, then by age."""
+        return (not self.satisfies, self.score, self.index)
+
+
+class Search:
+    """Evaluates candidates for a solver, within the budget, and remembers all of them.
+
+    A candidate that the trace knows is not evaluated again. As solvers are deterministic, an interrupted search that
+    starts again takes the same way and goes on where it stopped.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        layout: Layout,
+        options: SearchOptions,
+        scoring: Scoring,
+        models: Mapping[str, Measurement],
+        trace: Trace,
+        on_point: Callable[[Point], None] | None = None,
+    ) -> None:
+        self.layout, self.options, self.scoring, self.models = layout, options, scoring, models
+        self.lower, self.upper = options.bounds()
+        self.points: list[Point] = []
+        self._asked = 0
+        self._runner, self._trace, self._on_point = runner, trace, on_point
+        self._known: dict[tuple[tuple[float, ...], bool], Point] = {}
+
+    @property
+    def dimension(self) -> int:
+        return self.layout.dimension
+
+    @property
+    def start(self) -> tuple[float, ...]:
+        """The uniform merge."""
+        value = self.options.start_value(len(self.layout.experts))
+        return self.clipped([value] * self.dimension)
+
+    @property
+    def remaining(self) -> int:
+        """How many more candidates may be asked for."""
+        return self.options.max_evaluations - self._asked
+
+    @property
+    def set_weights(self) -> Mapping[str, float]:
+        """The sum of the records' weights in each set."""
+        return self._runner.set_weights
+
+    @property
+    def best(self) -> Point:
+        """The best point seen. Raises if no candidate had a finite loss."""
+        scored = [point for point in self.points if not point.measured.failure]
+        if not scored:
+            why = self.points[0].measured.failure if self.points else "none was evaluated"
+            raise SearchError(
+                f"none of {len(self.points)} candidates could be scored ({why}). Try a smaller start or "
+                "max_coefficient, dtype float32, or look for the bad model among the single models' losses."
+            )
+        return min(scored, key=lambda point: point.rank)
+
+    def clipped(self, coefficients: Sequence[float]) -> tuple[float, ...]:
+        """The nearest vector within the bounds."""
+        return tuple(min(max(float(value), self.lower), self.upper) for value in coefficients)
+
+    def evaluate(self, candidates: Sequence[Sequence[float]], *, gradient: bool = False) -> list[Point]:
+        """Score candidates in order. Fewer points than candidates come back when the budget ends.
+
+        Asking for a candidate again counts, but costs nothing.
+        """
+        wanted = [self._valid(candidate) for candidate in candidates[: max(0, self.remaining)]]
+        self._asked += len(wanted)
+        self._measure([c for c in dict.fromkeys(wanted) if (c, gradient) not in self._known], gradient)
+        return [self._known[coefficients, gradient] for coefficients in wanted]
+
+    def _measure(self, candidates: Sequence[tuple[float, ...]], gradient: bool) -> None:
+        recorded = {c: self._trace.candidate(c, gradient) for c in candidates}
+        results = iter(self._runner.evaluate([c for c in candidates if recorded[c] is None], gradient=gradient))
+        for coefficients in candidates:
+            known = recorded[coefficients]
+            measured = known or next(results)
+            point = self._scored(coefficients, measured)
+            self._known[coefficients, gradient] = point
+            self.points.append(point)
+            if known is None:
+                self._record(point, gradient)
+            if self._on_point is not None:
+                self._on_point(point)
+
+    def _scored(self, coefficients: tuple[float, ...], measured: Measurement) -> Point:
+        index = len(self.points)
+        if measured.failure:
+            return Point(index, coefficients, measured, float("inf"), float("inf"))
+        losses = measured.losses
+        return Point(index, coefficients, measured, self.scoring.score(losses), self.scoring.violation(losses))
+
+    def _record(self, point: Point, gradient: bool) -> None:
+        score = None if point.measured.failure else point.score
+        notes = {"index": point.index, "score": score, "satisfies": point.satisfies}
+        self._trace.add_candidate(point.coefficients, gradient, point.measured, **notes)
+
+    def _valid(self, candidate: Sequence[float]) -> tuple[float, ...]:
+        coefficients = tuple(float(value) for value in candidate)
+        if len(coefficients) != self.dimension or coefficients != self.clipped(coefficients):
+            raise ValueError(
+                f"a solver asked for {coefficients}; expected {self.dimension} values from {self.lower} to {self.upper}"
+            )
+        return coefficients

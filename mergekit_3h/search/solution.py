@@ -1,0 +1,84 @@
+"""What a search found, and what it should be compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mergekit_3h.search.layout import Layout
+from mergekit_3h.search.options import SearchOptions
+from mergekit_3h.search.pareto import pareto_front
+from mergekit_3h.search.runner import Measurement
+from mergekit_3h.search.scoring import Scoring
+from mergekit_3h.search.session import Point
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The best candidate, with the losses of the base, of every expert and of the uniform merge beside it."""
+
+    options: SearchOptions
+    layout: Layout
+    scoring: Scoring
+    best: Point
+    uniform: Point | None
+    """None if it was not evaluated: the budget ended first."""
+    models: Mapping[str, Measurement]
+    points: tuple[Point, ...]
+    stopped: str
+
+    @property
+    def coefficients(self) -> tuple[float, ...]:
+        return self.best.coefficients
+
+    @property
+    def passes(self) -> int:
+        """Passes over the data by all candidates: a forward pass counts 1, a backward pass 2."""
+        return sum(point.measured.passes for point in self.points)
+
+    def of_tensor(self, tensor: str) -> dict[str, float]:
+        """The coefficient of every expert for one tensor."""
+        return dict(zip(self.layout.experts, self.layout.of_tensor(self.coefficients, tensor), strict=True))
+
+    def mergekit_weights(self) -> dict[str, float | list[dict[str, float | str]]]:
+        """Each expert's ``weight`` parameter in a mergekit config that reproduces the merge."""
+        return self.layout.mergekit_weights(self.coefficients)
+
+    def pareto(self) -> list[Point]:
+        """Evaluated points that no other one beats in every loss."""
+        return [self.points[i] for i in pareto_front([point.measured.losses for point in self.points])]
+
+    def relative(self, losses: Mapping[str, float]) -> dict[str, float]:
+        """Each set's loss divided by the best single model's."""
+        best = {name: min(model.losses[name] for model in self.models.values()) for name in losses}
+        return {name: loss / best[name] if best[name] else float("nan") for name, loss in losses.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain JSON values."""
+        return {
+            "options": self.options.model_dump(),
+            "coefficients": self.layout.by_group(self.coefficients),
+            "filters": {group.name: list(group.filters) for group in self.layout.groups},
+            "score": self.best.score,
+            "losses": self._losses(self.best.measured),
+            "uniform": self._losses(self.uniform.measured) if self.uniform else None,
+            "models": {label: self._losses(measured) for label, measured in self.models.items()},
+            "safety_limit": self.scoring.safety_limit,
+            "satisfied": self.best.satisfies,
+            "pareto": [point.index for point in self.pareto()],
+            "evaluations": len(self.points),
+            "failed": sum(bool(point.measured.failure) for point in self.points),
+            "passes": self.passes,
+            "seconds": sum(point.measured.seconds for point in self.points),
+            "stopped": self.stopped,
+        }
+
+    def _losses(self, measured: Measurement) -> dict[str, Any]:
+        if measured.failure:
+            return {"failure": measured.failure}
+        relative = self.relative(measured.losses)
+        return {
+            name: {"loss": loss, "relative": relative[name] if relative[name] == relative[name] else None}
+            for name, loss in measured.losses.items()
+        }

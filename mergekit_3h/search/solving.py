@@ -1,0 +1,72 @@
+"""A search from end to end: measure the models, let the solver ask for candidates, return what it found."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from mergekit_3h.errors import ModelError
+from mergekit_3h.search.layout import Layout
+from mergekit_3h.search.options import SearchOptions
+from mergekit_3h.search.runner import Measurement, Runner
+from mergekit_3h.search.scoring import scoring_of
+from mergekit_3h.search.session import Point, Search
+from mergekit_3h.search.solution import Solution
+from mergekit_3h.search.solvers import solver_named
+from mergekit_3h.search.trace import Trace
+
+log = logging.getLogger(__name__)
+
+# Changing these continues the same search: they say how long and in what portions, not what.
+_NOT_IDENTITY = ("max_evaluations", "batch_size", "component_memory_gb")
+
+
+def solve(
+    runner: Runner,
+    layout: Layout,
+    options: SearchOptions,
+    *,
+    base: str = "base",
+    trace_path: str | Path | None = None,
+    resume: bool = False,
+    identity: Mapping[str, object] | None = None,
+    on_point: Callable[[Point], None] | None = None,
+) -> Solution:
+    """The best coefficients found. ``base`` is the base's label; ``identity`` tells this problem from others.
+
+    With ``trace_path`` every measurement is kept on disk; with ``resume`` those that are there are not repeated, and
+    the result is that of an undisturbed search. ``on_point`` is called with every point, recorded ones too.
+    """
+    chosen = {name: value for name, value in options.model_dump().items() if name not in _NOT_IDENTITY}
+    own = {**chosen, "experts": list(layout.experts), "groups": [group.name for group in layout.groups]}
+    trace = Trace(trace_path, {**own, **(identity or {})}, resume)
+    models = _measured_models(runner, [base, *layout.experts], trace)
+    safety = {label: measured.losses["safety"] for label, measured in models.items() if "safety" in measured.losses}
+    search = Search(runner, layout, options, scoring_of(options, safety), models, trace, on_point)
+    stopped = solver_named(options.solver)(search)
+    best = search.best
+    if not best.satisfies:
+        log.warning(
+            "no candidate keeps min_safety %s: the best compromise has a safety loss %.3g nats above the limit",
+            options.min_safety,
+            best.violation,
+        )
+    uniform = next((point for point in search.points if point.coefficients == search.start), None)
+    log.info("%s: %s after %d evaluations, score %.5g", options.solver, stopped, len(search.points), best.score)
+    return Solution(options, layout, search.scoring, best, uniform, models, tuple(search.points), stopped)
+
+
+def _measured_models(runner: Runner, labels: list[str], trace: Trace) -> dict[str, Measurement]:
+    missing = [label for label in labels if trace.model(label) is None]
+    for label, measured in zip(missing, runner.evaluate_models(missing), strict=True):
+        trace.add_model(label, measured)
+    models = {label: trace.model(label) or Measurement() for label in labels}
+    for label, measured in models.items():
+        if measured.failure:
+            raise ModelError(
+                f"model {label!r} by itself: {measured.failure}. It cannot take part in a merge; look for NaN or Inf "
+                "in its weights, or set dtype float32."
+            )
+        log.info("%s: %s", label, ", ".join(f"{name} {loss:.4g}" for name, loss in measured.losses.items()))
+    return models
