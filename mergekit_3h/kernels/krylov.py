@@ -36,11 +36,11 @@ def krylov_spectrum(
     limit = max(2, tasks.columns // (KRYLOV_SHARE * BLOCK) if must_certify else tasks.columns // (2 * BLOCK))
     basis = block.new_empty(tasks.columns, 0)
     images = basis
-    total_square = 0.0
+    total_square = sum(float(part.square_().sum()) for part in tasks.blocks(i))
     best: Spectrum | None = None
     for step in range(limit):
         basis = torch.cat([basis, _orthonormal_part(block, basis)], dim=1)
-        image, total_square = _gram_times(tasks, i, basis[:, images.shape[1] :])
+        image = _gram_times(tasks, i, basis[:, images.shape[1] :])
         images = torch.cat([images, image], dim=1)
         block = image
         if step == 0:
@@ -77,11 +77,9 @@ def _orthonormal_part(block: Tensor, basis: Tensor) -> Tensor:
     return block
 
 
-def _gram_times(tasks: TaskMatrices, i: int, vectors: Tensor) -> tuple[Tensor, float]:
-    """delta_i^T (delta_i vectors), and the sum of the squares of delta_i, in one pass over it."""
+def _gram_times(tasks: TaskMatrices, i: int, vectors: Tensor) -> Tensor:
+    """delta_i^T (delta_i vectors), in one pass over delta_i."""
     image = torch.zeros_like(vectors)
-    squares = vectors.new_zeros(())
     for block in tasks.blocks(i):
         image.addmm_(block.T, block @ vectors)
-        squares += block.square_().sum()
-    return image, float(squares)
+    return image

@@ -29,7 +29,7 @@ EXPONENTS = 14
 SMALLEST_SHARE = 1e-2
 """An exponent that a smaller share of the weights has is too rare to estimate the update from."""
 
-SAMPLE = 1 << 19
+SAMPLE = 1 << 18
 """Weights looked at, on evenly spaced rows: the edge comes out within a percent."""
 
 

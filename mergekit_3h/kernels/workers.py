@@ -41,6 +41,7 @@ def _pool(threads: int, _process: int) -> ThreadPoolExecutor:
     ready = threading.Barrier(threads + 1)
 
     def start() -> None:
+        torch.get_num_threads()  # torch sets a thread up at its first use; later it would undo the next line
         torch.set_num_threads(1)
         ready.wait()
 
