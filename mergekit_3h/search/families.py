@@ -6,10 +6,23 @@ import logging
 from collections.abc import Mapping, Sequence
 
 import torch
+from torch import Tensor
+from torch.nn.functional import pad
 
 from mergekit_3h.errors import OptionError
+from mergekit_3h.merging import Component as Share
+from mergekit_3h.merging import merges_as_matrices, tensor_components
 from mergekit_3h.options import TSVMOptions
-from mergekit_3h.search.components import Combine, MergedFamily, TensorFamily, differences
+from mergekit_3h.search.components import (
+    Combine,
+    Component,
+    Dense,
+    Factors,
+    LinearFamily,
+    MergedFamily,
+    TensorFamily,
+    differences,
+)
 from mergekit_3h.search.options import SearchOptions
 from mergekit_3h.search.sources import WeightSource
 
@@ -30,14 +43,42 @@ def families(
     made: dict[str, TensorFamily] = {}
     for name in names:
         base_tensor = base.tensor(name)
-        tensors = [expert.tensor(name) for expert in experts]
+        tensors = {expert.label: expert.tensor(name) for expert in experts}
         if options.combine == "task_arithmetic":
-            made[name] = differences(base_tensor, tensors)
+            made[name] = differences(base_tensor, list(tensors.values()))
+        elif method is not None and options.combine == method.method:
+            made[name] = _decorrelated(name, base_tensor, tensors, method, device)
         elif combine is not None:
-            made[name] = MergedFamily(name, base_tensor, tuple(tensors), combine)
+            made[name] = MergedFamily(name, base_tensor, tuple(tensors.values()), combine)
         else:
             raise OptionError(f"option 'combine': got {options.combine!r}, which cannot be searched")
     return made
+
+
+def _decorrelated(
+    name: str, base: Tensor, experts: Mapping[str, Tensor], method: TSVMOptions, device: torch.device
+) -> LinearFamily:
+    """U_perp_i S_i V_perp_i^T of every expert, and the mean for tensors that are no matrices.
+
+    An expert with coefficient 0 still takes part in the decorrelation, as it does in a merge with weight 0.
+    """
+    if not merges_as_matrices(name, base, method):
+        return differences(base, list(experts.values()), method.lambda_ / len(experts))
+    there = {label: tensor.to(device) for label, tensor in experts.items()}
+    shares = tensor_components(name, base.to(device), there, method)
+    return LinearFamily(base, tuple(_kept(share, base) for share in shares.values()))
+
+
+def _kept(share: Share, like: Tensor) -> Component:
+    """A component as float32 factors or as it is, whichever is smaller."""
+    host = torch.device("cpu")
+    rank = max(left.shape[-1] for left, _ in share.products)
+    if rank * (like.shape[-2] + like.shape[-1]) >= like.shape[-2] * like.shape[-1]:
+        return Dense(share.dense().to(host, torch.float32))
+    lefts = [pad(left, (0, rank - left.shape[1])) for left, _ in share.products]
+    rights = [pad(right, (0, 0, 0, rank - right.shape[0])) for _, right in share.products]
+    left, right = (torch.stack(lefts), torch.stack(rights)) if share.is_stack else (lefts[0], rights[0])
+    return Factors(left.to(host, torch.float32).contiguous(), right.to(host, torch.float32).contiguous())
 
 
 def placed(made: Mapping[str, TensorFamily], device: torch.device, memory_gb: float | None) -> dict[str, TensorFamily]:

@@ -59,7 +59,7 @@ class Objective:
         with torch.enable_grad():
             for batch in self.batches:
                 losses = record_losses(model, batch)
-                shares = torch.tensor(self._shares(batch), device=losses.device)
+                shares = torch.tensor(self._shares(batch), dtype=losses.dtype, device=losses.device)
                 (losses * shares).sum().backward()  # pyright: ignore[reportUnknownMemberType]
                 parts[batch.set_name].append(collect())
                 measured.append((batch, losses.detach()))
@@ -84,14 +84,15 @@ def _sum(values: Sequence[float]) -> float:
 
 
 def record_losses(model: nn.Module, batch: Batch) -> Tensor:
-    """Mean cross-entropy of the answer tokens of every record, in float32."""
+    """Mean cross-entropy of the answer tokens of every record, in float32 or better."""
     device = next(model.parameters()).device
     ids, attention = batch.ids.to(device), batch.attention.to(device)
     predicts = batch.is_answer[:, 1:].to(device)
     output: Any = model(input_ids=ids, attention_mask=attention, use_cache=False)
     logits: Tensor = output.logits[:, :-1][predicts]
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     targets = ids[:, 1:][predicts]
-    token_losses = nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+    token_losses = nn.functional.cross_entropy(logits, targets, reduction="none")
     # Scattered into place and summed by row: unlike index_add, this gives the same bits every time on a GPU.
-    by_position = torch.zeros(predicts.shape, device=device).masked_scatter(predicts, token_losses)
+    by_position = torch.zeros(predicts.shape, dtype=logits.dtype, device=device).masked_scatter(predicts, token_losses)
     return by_position.sum(dim=1) / predicts.sum(dim=1)

@@ -48,9 +48,8 @@ def _strategy(search: Search, padding: int) -> Any:
         "popsize": search.options.population or _population(search.dimension),
         "randn": draw,
         "seed": np.nan,
-        "verbose": -9,
+        "verbose": -10,
         "verb_log": 0,
-        "signals_filename": None,
     }
     start = [*search.start, *[(search.lower + search.upper) / 2] * padding]
     return cma.CMAEvolutionStrategy(start, search.options.sigma0, options)
