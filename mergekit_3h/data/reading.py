@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import logging
+import os
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Generic, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
+from typing_extensions import Buffer
 
 from mergekit_3h.data.records import DataError, Problem, Record, problems_of
 
@@ -95,20 +99,27 @@ def read_records(path: str | Path, skip_invalid: bool = False) -> list[Record]:
 
 def numbered_lines(path: Path, growing: bool = False) -> Iterator[tuple[int, bytes]]:
     """The lines of a file that are not blank, with their numbers from 1."""
-    with open_for_reading(path) as file:
+    with _opened(path) as file:
         number = 0
         try:
             for number, line in enumerate(file, start=1):
                 content = line.removeprefix(_BYTE_ORDER_MARK).strip() if number == 1 else line.strip()
-                cut_off = growing and not line.endswith(b"\n") and not is_json(content)
-                if content and not cut_off:
+                unfinished = growing and not line.endswith(b"\n")
+                if content and not (unfinished and not is_json(content)):
                     yield number, content
+                if unfinished:
+                    return  # its rest may be there by now, and would look like a line of its own
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            if not (growing and isinstance(error, EOFError)):
+            if not (growing and _cut_off(error)):
                 raise DataError(
                     f"{path}: the compressed data end or break after line {number} ({error}); expected a "
                     "whole gzip file. Copy the file again."
                 ) from None
+
+
+def _cut_off(error: Exception) -> bool:
+    """Whether a gzip member ends too early, if only after the first byte of its two magic ones."""
+    return isinstance(error, EOFError) or "(b'\\x1f')" in str(error)
 
 
 def is_json(line: bytes) -> bool:
@@ -120,6 +131,25 @@ def is_json(line: bytes) -> bool:
     return True
 
 
-def open_for_reading(path: Path) -> BinaryIO:
-    """The bytes of a file, decompressed if its name ends in .gz."""
-    return cast(BinaryIO, gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """The bytes a file has now, decompressed if its name ends in .gz."""
+    with io.BufferedReader(_AsItIsNow(path), buffer_size=1 << 18) as raw:
+        if path.suffix != ".gz":
+            yield cast(BinaryIO, raw)
+            return
+        with gzip.GzipFile(fileobj=raw, mode="rb") as unpacked:
+            yield cast(BinaryIO, unpacked)
+
+
+class _AsItIsNow(io.FileIO):
+    """A file up to its size when it was opened: a fast writer cannot keep a reader busy for ever."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "rb")
+        self._left = os.fstat(self.fileno()).st_size
+
+    def readinto(self, buffer: Buffer, /) -> int | None:
+        count = super().readinto(memoryview(buffer)[: self._left])
+        self._left -= count or 0
+        return count

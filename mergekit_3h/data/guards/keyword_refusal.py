@@ -25,7 +25,7 @@ _CANNOT = (
 _SERVICE = (
     r"(?:help|assist|support|provide|providing|give|giving|offer|share|sharing|answer|answering|respond"
     r"|discuss|discussing|talk|speak|comment|comply|fulfil|fulfill|do (?:that|this)|engage|participate|take part"
-    r"|generate|create|write|produce|explain|describe|tell you|go into|advise|endorse|encourage|reveal"
+    r"|generate|create|write|produce|explain|describe|describing|tell you|go into|advise|endorse|encourage|reveal"
     r"|continue|with (?:that|this))"
 )
 _PHRASES = (
