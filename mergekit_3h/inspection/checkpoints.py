@@ -128,8 +128,9 @@ def _safetensors_header(file: Path) -> Iterator[StoredTensor]:
             raise _BrokenFileError("the safetensors header is not readable") from None
     header.pop("__metadata__", None)
     expected = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    if size < expected:
-        raise _BrokenFileError(f"truncated: {size:,} bytes, its header promises {expected:,}")
+    if size != expected:
+        state = "truncated" if size < expected else "damaged"
+        raise _BrokenFileError(f"{state}: {size:,} bytes, its header promises {expected:,}")
     for name, entry in header.items():
         yield StoredTensor(name, tuple(entry["shape"]), entry["dtype"], file)
 

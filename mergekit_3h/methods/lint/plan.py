@@ -160,7 +160,7 @@ def _input(model: NamedModel, needed: Any) -> PlannedInput:
 
 
 def source_tensors(plan: list[PlannedTensor], models: list[NamedModel]) -> list[PlannedTensor]:
-    """Stored tensors that mergekit converts into planned ones (separate experts into fused ones), by their own names."""
+    """Stored tensors that mergekit converts into planned ones, such as separate experts into fused ones."""
     converted = any(
         given.stored is None and not given.is_missing for t in plan if not t.is_optional for given in t.inputs
     )

@@ -1,0 +1,105 @@
+"""The commands as users run them: real processes, exit status, text and JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli.workshop import Workshop
+from click.testing import CliRunner, Result
+
+from mergekit_3h.cli import main
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, list(arguments))
+
+
+def run_process(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = str(Path(sys.executable).with_name("mergekit-3h"))
+    return subprocess.run(
+        [command, *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        check=False,
+        timeout=600,
+    )
+
+
+def test_clean_config_in_a_process_of_its_own(llamas: Workshop) -> None:
+    done = run_process("check", str(llamas.write(llamas.config("rtsvm"))))
+    assert done.returncode == 0, done.stderr
+    assert "nothing found" in done.stdout and "Estimate, not a promise" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_errors_are_shown_with_their_place_and_advice(llamas: Workshop) -> None:
+    path = llamas.write(llamas.config("rtsvm", parameters={"gama": 0.5}))
+    done = run("check", str(path))
+    assert done.exit_code == 1
+    line = path.read_text().splitlines().index("  gama: 0.5") + 1
+    assert f"{path}:{line} parameters.gama" in done.output and "did you mean 'gamma'?" in done.output
+    assert "1 errors" in done.output and "Estimate" not in done.output
+
+
+def test_warnings_fail_only_when_strict(llamas: Workshop) -> None:
+    density = [{"filter": "nowhere", "value": 0.5}, {"value": 1.0}]
+    path = str(llamas.write(llamas.config(parameters={"weight": 1.0, "density": density})))
+    assert run("check", "--no-estimate", path).exit_code == 0
+    assert run("check", "--no-estimate", "--strict", path).exit_code == 1
+
+
+def test_json_for_machines(llamas: Workshop) -> None:
+    done = run("check", "--json", str(llamas.write(llamas.config())))
+    report: dict[str, Any] = json.loads(done.stdout)
+    assert report["counts"] == {"error": 0, "warning": 0, "note": 0} and report["findings"] == []
+    assert report["estimates"][0]["tensors"] == 21
+    report = json.loads(run("check", "--json", str(llamas.write(llamas.config(parameters={})))).stdout)
+    assert {finding["rule"] for finding in report["findings"]} == {"missing-option"}
+    assert report["findings"][0]["where"] == "models[0].parameters" and report["estimates"] == []
+
+
+def test_wrong_usage(llamas: Workshop) -> None:
+    assert run("check", str(llamas.folder / "absent.yml")).exit_code == 2
+    assert run("check").exit_code == 2
+    done = run("check", "--device", "abacus", str(llamas.write(llamas.config())))
+    assert done.exit_code == 2 and "abacus" in done.output
+
+
+def test_binary_file_is_no_config(llamas: Workshop) -> None:
+    done = run("check", str(llamas.base / "model.safetensors"))
+    assert done.exit_code == 1 and "Traceback" not in done.output
+
+
+@pytest.mark.slow
+def test_doctor_sees_our_methods_in_both_hosts() -> None:
+    done = run_process("doctor", "--json")
+    facts = json.loads(done.stdout)
+    assert done.returncode == 0, done.stdout
+    assert facts["works"] and facts["mergekit"]["sees"] == {"tsvm": True, "rtsvm": True}
+    assert facts["fusion_bench"]["sees"] == {"tsvm": True, "rtsvm": True, "mergekit": True}
+    assert facts["hook"]["armed"] and facts["devices"][0]["kind"] == "cpu"
+    assert {extra["name"] for extra in facts["extras"]} >= {"fusion-bench", "all", "test"}
+
+
+@pytest.mark.slow
+def test_doctor_says_what_to_do_when_the_hook_is_off() -> None:
+    done = run_process("doctor", MERGEKIT_3H_AUTOLOAD="0")
+    assert done.returncode == 1
+    assert "sees tsvm: NO, rtsvm: NO" in done.stdout and "unset MERGEKIT_3H_AUTOLOAD" in done.stdout
+
+
+@pytest.mark.slow
+def test_doctor_without_hosts(tmp_path: Path) -> None:
+    """A folder whose ``mergekit`` cannot be imported stands in front of the real one."""
+    (tmp_path / "mergekit").mkdir()
+    (tmp_path / "mergekit" / "__init__.py").write_text("raise ImportError('broken on purpose')")
+    done = run_process("doctor", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 1
+    assert "broken on purpose" in done.stdout and "-> pip install" in done.stdout
