@@ -12,9 +12,9 @@ from registration.environments import (
     STAND_IN,
     Environment,
     build_wheel,
-    build_wheel_of_this_project,
     create_environment,
     find_python,
+    unpack_source_distribution,
     write_project,
 )
 
@@ -26,11 +26,17 @@ SECOND_PACKAGE = {
             return sum(entry.tensor for entry in group.entries) / len(group.entries)
     """,
     "equal_parts": """
+        from __future__ import annotations
+
+        try:
+            import torch  # mergekit reads the annotations; the stand-in for mergekit has no torch and does not
+        except ImportError:
+            pass
         from mergekit.merge_methods import TensorGroup, merge_method
         from second_package.sharing import share
 
         @merge_method(name="equal_parts")
-        def METHOD(group: TensorGroup):
+        def METHOD(group: TensorGroup) -> torch.Tensor:
             return share(group)
     """,
 }
@@ -42,8 +48,14 @@ METHOD = MergeMethod("{name}")
 
 
 @pytest.fixture(scope="session")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_wheel_of_this_project(tmp_path_factory.mktemp("release"))
+def source_distribution(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shared: change a copy of it only."""
+    return unpack_source_distribution(tmp_path_factory.mktemp("release"))
+
+
+@pytest.fixture(scope="session")
+def wheel(source_distribution: Path) -> Path:
+    return build_wheel(source_distribution)
 
 
 @pytest.fixture(scope="session")
@@ -86,9 +98,13 @@ def changeable(installed: Environment, tmp_path: Path) -> Environment:
     return installed.copy(tmp_path / "environment")
 
 
-@pytest.fixture
-def real_mergekit(tmp_path: Path) -> Environment:
-    """An empty environment that sees what is installed beside pytest, but does not process its .pth files."""
-    environment = create_environment(Path(getattr(sys, "_base_executable", sys.executable)), tmp_path / "real")
+@pytest.fixture(scope="session")
+def beside_pytest(tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    """An empty environment that sees what is installed beside pytest, but does not process its .pth files.
+
+    Shared: change a copy of it only.
+    """
+    python = Path(getattr(sys, "_base_executable", sys.executable))
+    environment = create_environment(python, tmp_path_factory.mktemp("beside") / "environment")
     (environment.site_packages / "zz_beside_pytest.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
     return environment

@@ -80,13 +80,13 @@ def find_python(version: str) -> Path | None:
     return None
 
 
-def build_wheel_of_this_project(folder: Path) -> Path:
-    """Build it as a release does: the source distribution first, and the wheel out of that."""
+def unpack_source_distribution(folder: Path) -> Path:
+    """Build the source distribution of this project, from which a release builds its wheel."""
     _checked([sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", folder], cwd=REPOSITORY)
     archive = next(folder.glob("*.tar.gz"))
     with tarfile.open(archive) as opened:
         opened.extractall(folder)
-    return build_wheel(folder / archive.name.removesuffix(".tar.gz"))
+    return folder / archive.name.removesuffix(".tar.gz")
 
 
 def build_wheel(project: Path) -> Path:
