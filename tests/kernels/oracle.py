@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mergekit_3h.options import parse_options
 from mergekit_3h.kernels.settings import Settings
+from mergekit_3h.options import parse_options
 
 
 def settings(method: str = "tsvm", **options: object) -> Settings:
@@ -18,7 +18,7 @@ def settings(method: str = "tsvm", **options: object) -> Settings:
 
 
 def polar_factor(matrix: Tensor, *, cut: float = 1e-5) -> Tensor:
-    """U V^T of the SVD; directions under ``cut`` of the largest are left out (the kernels' 1e-10 of the Gram matrix)."""
+    """U V^T of the SVD without the directions under ``cut`` of the largest (1e-10 of the Gram matrix)."""
     u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
     kept = s > cut * s[0] if s.numel() else s > 0
     return u[:, kept] @ vh[kept]

@@ -80,7 +80,9 @@ def test_the_literal_order_on_square_matrices_is_a_scaled_sum() -> None:
 def test_every_float_dtype_is_merged_from_its_exact_values(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(5)
     base = torch.randn(40, 30, generator=generator).to(dtype)
-    experts = [(base.double() + random_delta((40, 30), "flat", seed, scale=0.1).double()).to(dtype) for seed in range(2)]
+    experts = [
+        (base.double() + random_delta((40, 30), "flat", seed, scale=0.1).double()).to(dtype) for seed in range(2)
+    ]
     merged, report = merge(TaskMatrices(experts, base), [1.0, 1.0], settings(noise_floor="off"))
     deltas = [expert.double() - base.double() for expert in experts]
     limit = 1e-10 if dtype == torch.float64 else TOLERANCE

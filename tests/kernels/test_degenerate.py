@@ -63,7 +63,7 @@ def test_one_expert_of_limited_rank_is_its_truncation() -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_one_unit_in_the_last_place_moves_low_rank_merges_by_no_more(shape: tuple[int, int]) -> None:
-    """With rank 4 below the budget of 10, null-space vectors would be taken in and move the result by tens of percent."""
+    """With rank 4 and a budget of 10, null-space vectors would be taken in and move the result by tens of percent."""
     deltas = [low_rank(shape, 4, seed) for seed in range(3)]
     nudged = [torch.nextafter(delta, torch.full_like(delta, torch.inf)) for delta in deltas]
     merged, report = merge(TaskMatrices(deltas), [1.0] * 3, settings())

@@ -1,0 +1,86 @@
+"""The Krylov route: as exact as promised where it is certified, and out of the way where it is not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from kernels.oracle import random_delta, relative, settings
+
+from mergekit_3h.kernels.assembly import merge
+from mergekit_3h.kernels.krylov import krylov_spectrum
+from mergekit_3h.kernels.ranks import RankRule
+from mergekit_3h.kernels.tasks import TaskMatrices
+
+
+def noisy_low_rank(shape: tuple[int, int], rank: int, seed: int, noise: float = 1e-5) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    signal = torch.randn(shape[0], rank, generator=generator) @ torch.randn(rank, shape[1], generator=generator)
+    return 1e-3 * signal + noise * torch.randn(shape, generator=generator)
+
+
+@pytest.mark.parametrize("shape", [(800, 800), (1200, 780), (780, 1200)])
+def test_certified_results_equal_the_exact_ones(shape: tuple[int, int]) -> None:
+    deltas = [noisy_low_rank(shape, 12, seed) for seed in range(3)]
+    limit = {"energy": 0.99}
+    auto, report = merge(TaskMatrices(deltas), [1.0] * 3, settings(decomposition="auto", **limit))
+    exact, exact_report = merge(TaskMatrices(deltas), [1.0] * 3, settings(decomposition="exact", **limit))
+    assert report.decompositions == ["krylov"] * 3
+    assert report.ranks == exact_report.ranks
+    assert max(report.residuals) <= 1e-6
+    assert relative(auto, exact) < 1e-5
+
+
+def test_flat_spectra_fall_back_to_the_exact_decomposition() -> None:
+    deltas = [random_delta((800, 800), "flat", seed) for seed in range(2)]
+    auto, report = merge(TaskMatrices(deltas), [1.0] * 2, settings(decomposition="auto", energy=0.05))
+    exact, _ = merge(TaskMatrices(deltas), [1.0] * 2, settings(decomposition="exact", energy=0.05))
+    assert report.decompositions == ["exact, krylov not certified"] * 2
+    assert torch.equal(auto, exact)
+
+
+def test_it_is_not_tried_where_the_rank_is_a_large_part_of_the_matrix() -> None:
+    deltas = [noisy_low_rank((800, 800), 12, seed) for seed in range(2)]
+    _, report = merge(TaskMatrices(deltas), [1.0] * 2, settings(decomposition="auto"))
+    assert report.decompositions == ["exact"] * 2
+
+
+def test_without_a_certificate_the_residual_is_reported() -> None:
+    deltas = [random_delta((300, 300), "flat", seed) for seed in range(2)]
+    _, report = merge(TaskMatrices(deltas), [1.0] * 2, settings(decomposition="krylov", energy=0.05))
+    assert report.decompositions == ["krylov"] * 2
+    assert min(report.residuals) > 1e-6
+
+
+def test_the_bound_holds() -> None:
+    """The angle between the found and the true subspace is under the reported sine, at every stage of convergence."""
+    delta = noisy_low_rank((400, 300), 8, 1, noise=3e-4)
+    _, _, vh = torch.linalg.svd(delta.double())
+    rule = RankRule(400, 300, budget=8, noise_edge=0.0, energy=1.0)
+    for tolerance in (1.0, 1e-3, 1e-6):
+        found = krylov_spectrum(TaskMatrices([delta]), 0, rule, tolerance, must_certify=False)
+        assert found is not None
+        outside = found.right - vh[:8].T @ (vh[:8] @ found.right)
+        # 1e-12: float64 noise of the comparison itself.
+        assert float(torch.linalg.matrix_norm(outside, 2)) <= found.residual + 1e-12
+        assert found.residual <= tolerance
+
+
+def test_equal_leading_singular_values_are_all_found() -> None:
+    """A block method finds a cluster as large as its block; here 20 equal values of 300."""
+    generator = torch.Generator().manual_seed(1)
+    u = torch.linalg.qr(torch.randn(400, 40, generator=generator, dtype=torch.float64))[0]
+    v = torch.linalg.qr(torch.randn(300, 40, generator=generator, dtype=torch.float64))[0]
+    values = torch.cat([torch.ones(20), 0.01 * torch.ones(20)]).double()
+    delta = u @ torch.diag(values) @ v.T
+    rule = RankRule(400, 300, budget=20, noise_edge=0.0, energy=1.0)
+    found = krylov_spectrum(TaskMatrices([delta]), 0, rule, 1e-6, must_certify=False)
+    assert found is not None
+    assert found.residual <= 1e-6
+    assert torch.allclose(found.values, torch.ones(20, dtype=torch.float64), atol=1e-12)
+
+
+def test_a_zero_matrix_has_rank_zero() -> None:
+    rule = RankRule(400, 300, budget=8, noise_edge=0.0, energy=1.0)
+    found = krylov_spectrum(TaskMatrices([torch.zeros(400, 300)]), 0, rule, 1e-6, must_certify=True)
+    assert found is not None
+    assert found.rank == 0

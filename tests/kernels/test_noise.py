@@ -1,0 +1,88 @@
+"""Rounding of 16-bit checkpoints: the edge is found, what is above it is kept, and no expert vanishes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from kernels.oracle import merge_truncated, random_delta, relative, settings
+
+from mergekit_3h.kernels.assembly import merge
+from mergekit_3h.kernels.noise import rounding_edge, significand_bits
+from mergekit_3h.kernels.tasks import TaskMatrices
+
+SIDE = 256
+
+
+def weights(seed: int = 0) -> torch.Tensor:
+    return 0.02 * torch.randn(SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
+
+
+def lora_update(rms: float, seed: int, rank: int = 16) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    update = torch.randn(SIDE, rank, generator=generator) @ torch.randn(rank, SIDE, generator=generator)
+    return update * (rms / update.square().mean().sqrt())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_edge_is_where_pure_rounding_ends(dtype: torch.dtype) -> None:
+    """A dense update many ulps large is rounded to independent, uniform errors: the case the theory is exact for."""
+    base = weights().to(dtype)
+    trained = base.double() + 20 * 0.02 * torch.finfo(dtype).eps * torch.randn(SIDE, SIDE, dtype=torch.float64)
+    rounded = trained.to(dtype)
+    top = float(torch.linalg.matrix_norm(rounded.double() - trained, 2))
+    # The edge is that of an infinite matrix; at this size the largest value fluctuates by about SIDE^(-2/3) = 2.5 %.
+    assert top == pytest.approx(rounding_edge(rounded, base), rel=0.05)
+
+
+@pytest.mark.parametrize("rms", [1e-3, 1e-4, 3e-5])
+def test_merged_lora_experts_keep_their_lora_rank(rms: float) -> None:
+    """From many ulps down to a quarter of one (the rms ulp is 1.2e-4 here)."""
+    base = weights().bfloat16()
+    experts = [(base.float() + lora_update(rms, seed)).bfloat16() for seed in range(3)]
+    _, report = merge(TaskMatrices(experts, base), [1.0] * 3, settings())
+    assert report.ranks == [16, 16, 16]
+
+
+def test_the_floor_brings_the_merge_back_to_that_of_the_unrounded_updates() -> None:
+    base = weights().bfloat16()
+    updates = [lora_update(3e-4, seed) for seed in range(3)]
+    experts = [(base.float() + update).bfloat16() for update in updates]
+    unrounded = merge_truncated(updates, [16] * 3, [1.0] * 3)
+    with_floor, _ = merge(TaskMatrices(experts, base), [1.0] * 3, settings())
+    without, _ = merge(TaskMatrices(experts, base), [1.0] * 3, settings(noise_floor="off"))
+    assert relative(with_floor, unrounded) < 0.15
+    assert relative(without, unrounded) > 0.5
+
+
+def test_16_bit_files_loaded_as_float32_are_recognised_by_their_bits() -> None:
+    base = weights().bfloat16()
+    expert = (base.float() + lora_update(1e-3, 1)).bfloat16()
+    assert rounding_edge(expert.float(), base.float()) == rounding_edge(expert, base) > 0
+    assert significand_bits(expert.double()) == 8
+    assert significand_bits(weights().half().float()) == 11
+
+
+def test_float32_checkpoints_have_no_floor() -> None:
+    base = weights()
+    experts = [base + random_delta((SIDE, SIDE), "flat", seed) for seed in range(2)]
+    on, report = merge(TaskMatrices(experts, base), [1.0] * 2, settings(noise_floor="auto"))
+    off, _ = merge(TaskMatrices(experts, base), [1.0] * 2, settings(noise_floor="off"))
+    assert report.noise_edges == [0.0, 0.0]
+    assert torch.equal(on, off)
+
+
+def test_an_expert_that_is_all_noise_is_kept_whole() -> None:
+    """An update of a fortieth of an ulp changes few weights, by a whole one each: nothing stands out of that."""
+    base = weights().bfloat16()
+    experts = [(base.float() + lora_update(3e-6, seed)).bfloat16() for seed in range(2)]
+    on, report = merge(TaskMatrices(experts, base), [1.0] * 2, settings())
+    off, _ = merge(TaskMatrices(experts, base), [1.0] * 2, settings(noise_floor="off"))
+    assert report.noise_edges[0] > 0
+    assert report.ranks == [SIDE // 2] * 2
+    assert torch.equal(on, off)
+
+
+def test_an_unchanged_expert_and_exact_zeros_have_no_noise() -> None:
+    base = weights().bfloat16()
+    assert rounding_edge(base.clone(), base) == 0.0
+    assert rounding_edge(torch.zeros(8, 8, dtype=torch.bfloat16), torch.zeros(8, 8, dtype=torch.bfloat16)) == 0.0
