@@ -8,7 +8,7 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
-from fusion_bench_ext.models import LazyModel, OpenModel, missing_from_checkpoint, tie_again
+from fusion_bench_ext.models import OpenModel, tie_again
 from mergekit_3h.errors import ModelError
 
 
@@ -18,8 +18,6 @@ def build_module(reference: OpenModel, tensors: Mapping[str, Tensor]) -> nn.Modu
     Buffers that no checkpoint stores (rotary frequencies) are copied, tied weights are tied again, and nothing is
     left on the meta device.
     """
-    if isinstance(reference, LazyModel) and reference.is_renamed:
-        return _load_renamed(reference, tensors)
     module = _without_weights(reference.module)
     weights = {name: nn.Parameter(tensor, requires_grad=False) for name, tensor in tensors.items()}
     known = module.state_dict(keep_vars=True)
@@ -47,23 +45,6 @@ def _without_weights(module: nn.Module) -> nn.Module:
             torch.empty_like(parameter, device="meta"), requires_grad=parameter.requires_grad
         )
     return deepcopy(module, memo)
-
-
-def _load_renamed(reference: LazyModel, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """Let transformers load checkpoint names that differ from the module's, as it does from the file."""
-    origin = reference.module
-    module, info = type(origin).from_pretrained(  # type: ignore[attr-defined]
-        None,
-        config=deepcopy(origin.config),
-        state_dict=dict(tensors),
-        dtype=next(origin.parameters()).dtype,
-        output_loading_info=True,
-    )
-    if info["missing_keys"]:
-        raise missing_from_checkpoint(reference.name, sorted(info["missing_keys"]))
-    if getattr(origin, "generation_config", None) is not None:
-        module.generation_config = deepcopy(origin.generation_config)
-    return module
 
 
 def _all_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:

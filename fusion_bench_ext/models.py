@@ -7,9 +7,10 @@ dtypes of all tensors without reading them, a module that carries the architectu
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -102,35 +103,39 @@ class LazyModel(OpenModel):
         self._reader = _FileReader(lazy._checkpoint_files or [])
         module = deepcopy(lazy.meta_module)
         tie_again(module)
-        facts = {
-            key: TensorFacts(seen.shape, self._dtype_after_loading(seen.dtype))
-            for key, seen in self._reader.facts().items()
-        }
-        super().__init__(name, module, facts)
-        self.is_renamed = self._tell_renamed()
+        stored = {key: replace(seen, dtype=self._loaded_as(seen.dtype)) for key, seen in self._reader.facts().items()}
+        super().__init__(name, module, stored)
+        # What the module does not know is left out, as transformers does (old checkpoints store rotary frequencies).
+        self.facts = {key: seen for key, seen in stored.items() if key in module.state_dict()} | self._converted(stored)
 
-    def _tell_renamed(self) -> bool:
-        """Whether transformers renames or fuses this checkpoint's tensors when it loads them (Mixtral's experts are).
+    def _converted(self, stored: Mapping[str, TensorFacts]) -> dict[str, TensorFacts]:
+        """The parameters that transformers makes out of tensors of other names, as it fuses Mixtral's experts."""
+        from mergekit.architecture.conversion import can_convert_checkpoint_keys
 
-        The tensors then have the checkpoint's names here. Otherwise what the module does not know is left out, as
-        transformers does, and what the checkpoint lacks is an error.
-        """
-        known = set(self.module.state_dict())
-        lacking = [key for key, _ in self.module.named_parameters() if self.stored_name(key) is None]
-        foreign = [key for key in self.facts if key not in known]
-        if lacking and foreign:
-            return True
-        if lacking:
-            raise missing_from_checkpoint(self.name, lacking)
-        for key in foreign:
-            del self.facts[key]
-        return False
+        lacking = {key: value for key, value in self.module.named_parameters() if self.stored_name(key) is None}
+        unmade = [key for key in lacking if not can_convert_checkpoint_keys(self._model_type, set(stored), key)]
+        if unmade:
+            raise missing_from_checkpoint(self.name, unmade)
+        return {key: TensorFacts(tuple(value.shape), self._loaded_as(value.dtype)) for key, value in lacking.items()}
 
-    def _dtype_after_loading(self, stored: torch.dtype) -> torch.dtype:
-        return self._dtype if self._dtype is not None and stored.is_floating_point else stored
+    @property
+    def _model_type(self) -> str | None:
+        return getattr(getattr(self.module, "config", None), "model_type", None)
+
+    def _loaded_as(self, dtype: torch.dtype) -> torch.dtype:
+        return self._dtype if self._dtype is not None and dtype.is_floating_point else dtype
 
     def _read(self, stored_name: str) -> Tensor:
-        return self._reader.read(stored_name).to(self.facts[stored_name].dtype)
+        tensor = self._reader.read(stored_name) if stored_name in self._reader else self._convert(stored_name)
+        return tensor.to(self.facts[stored_name].dtype)
+
+    def _convert(self, name: str) -> Tensor:
+        from mergekit.architecture.conversion import convert_checkpoint_tensors
+
+        tensor = convert_checkpoint_tensors(self._model_type, self._reader.sources(), name)
+        if tensor is None:
+            raise missing_from_checkpoint(self.name, [name])
+        return tensor
 
 
 class _FileReader:
@@ -144,6 +149,12 @@ class _FileReader:
                 self._sources.update(dict.fromkeys(handle.keys(), handle))
             else:
                 self._sources.update(torch.load(file, map_location="cpu", weights_only=True, mmap=True))
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._sources
+
+    def sources(self) -> dict[str, Callable[[], Tensor]]:
+        return {key: partial(self.read, key) for key in self._sources}
 
     def facts(self) -> dict[str, TensorFacts]:
         return {key: self._facts(key, source) for key, source in self._sources.items()}
