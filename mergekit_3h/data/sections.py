@@ -1,0 +1,57 @@
+"""What every section of a pipeline file is: an unknown key is an error with a suggestion, a secret is never echoed."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import Any, TypeVar, cast
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from mergekit_3h.errors import OptionError
+
+_LONGEST_QUOTE = 60
+
+
+class Section(BaseModel):
+    """A part of a pipeline file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), hide_input_in_errors=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys_only(cls, given: Any) -> Any:
+        if isinstance(given, dict):
+            keys = cast("dict[str, Any]", given)
+            unknown = [str(key) for key in keys if key not in cls.model_fields]
+            if unknown:
+                close = get_close_matches(unknown[0], cls.model_fields, n=1)
+                hint = f"did you mean '{close[0]}'?" if close else f"there are: {', '.join(cls.model_fields)}"
+                raise PydanticCustomError("unknown_key", "no option '{key}'; {hint}", {"key": unknown[0], "hint": hint})
+        return cast(Any, given)
+
+
+AnySection = TypeVar("AnySection", bound=Section)
+
+
+def parsed(section: type[AnySection], given: Any, where: str) -> AnySection:
+    """``given`` as a section, or one error that lists all that is wrong with it and where."""
+    try:
+        return section.model_validate(given)
+    except ValidationError as error:
+        problems = [_problem(dict(details)) for details in error.errors(include_url=False)]
+    raise OptionError(f"{where}:\n" + "\n".join(f"  {problem}" for problem in problems))
+
+
+def _problem(details: dict[str, Any]) -> str:
+    place = ".".join(str(step) for step in details["loc"]) or "(whole file)"
+    message: str = details["msg"]
+    if details["type"] == "missing":
+        return f"{place}: required, but not given"
+    # Our own errors say what was got where that helps; a value that pydantic rejects is quoted if it is plain.
+    value = details["input"]
+    quotable = isinstance(value, (bool, int, float)) or (isinstance(value, str) and len(value) <= _LONGEST_QUOTE)
+    is_pydantics = "ctx" not in details or "error" in details or details["type"] != "value_error"
+    custom = details["type"] in ("unknown_key", "not_a_variable", "credentials_in_url")
+    got = f"got {value!r}; " if quotable and is_pydantics and not custom else ""
+    return f"{place}: {got}{message[0].lower()}{message[1:]}"
