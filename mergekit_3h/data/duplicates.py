@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from mergekit_3h.data.records import Record
 from mergekit_3h.data.similarity import SimilarTexts
 from mergekit_3h.data.text import normalised_text
 
 Compare = Literal["prompt", "prompt_and_response"]
+
+# The place of the record that stays instead, and how similar it is.
+Winner: TypeAlias = "tuple[int, float]"
 
 # What makes the better of two duplicates, the best first; the order in the file decides between equals.
 _RANKS = ("an accepted reply", "a reply without verdict", "no reply", "an unaccepted reply")
@@ -56,42 +59,45 @@ def deduplicated(
     """
     by_preference = sorted(range(len(records)), key=lambda place: _rank(records[place]))
     texts = [_text(record, compare) for record in records]
-    dropped: dict[int, Duplicate] = {}
+    winners: dict[int, Winner] = {}
     for name in dict.fromkeys(record.set for record in records):
         places = [place for place in by_preference if records[place].set == name]
-        dropped.update(_exact(records, texts, places))
+        winners.update(_exact(texts, places))
         if threshold is not None:
-            left = [place for place in places if place not in dropped]
-            dropped.update(_near(records, texts, left, threshold))
-    kept = [record for place, record in enumerate(records) if place not in dropped]
-    return Deduplication(kept, [dropped[place] for place in sorted(dropped)])
+            distinct = [place for place in places if place not in winners]
+            winners.update(_near(texts, distinct, threshold))
+    kept = [record for place, record in enumerate(records) if place not in winners]
+    duplicates = [_duplicate(records, place, _final(winners, place)) for place in sorted(winners)]
+    return Deduplication(kept, duplicates)
 
 
-def _exact(records: Sequence[Record], texts: list[str], places: list[int]) -> dict[int, Duplicate]:
+def _exact(texts: list[str], places: list[int]) -> dict[int, Winner]:
     first: dict[str, int] = {}
-    return {
-        place: _duplicate(records, place, first[texts[place]], 1.0)
-        for place in places
-        if first.setdefault(texts[place], place) != place
-    }
+    return {place: (first[texts[place]], 1.0) for place in places if first.setdefault(texts[place], place) != place}
 
 
-def _near(records: Sequence[Record], texts: list[str], places: list[int], threshold: float) -> dict[int, Duplicate]:
+def _near(texts: list[str], places: list[int], threshold: float) -> dict[int, Winner]:
     index = SimilarTexts([texts[place] for place in places], threshold)
-    dropped: dict[int, Duplicate] = {}
+    found: dict[int, Winner] = {}
     for position, place in enumerate(places):
         matches = index.matches(position)
         if matches:
             best = max(matches, key=lambda other: (matches[other], -other))
             # Different texts can have the same set of n-grams; similarity 1 is for equal texts only.
-            score = min(matches[best], 0.9999)
-            dropped[place] = _duplicate(records, place, places[best], score)
+            found[place] = places[best], min(matches[best], 0.9999)
         else:
             index.add(position)
-    return dropped
+    return found
 
 
-def _duplicate(records: Sequence[Record], dropped: int, kept: int, similarity: float) -> Duplicate:
+def _final(winners: dict[int, Winner], place: int) -> Winner:
+    """The record that is kept: the winner over an equal text may itself have lost to a similar one."""
+    kept, similarity = winners[place]
+    return winners.get(kept, (kept, similarity))
+
+
+def _duplicate(records: Sequence[Record], dropped: int, winner_there: Winner) -> Duplicate:
+    kept, similarity = winner_there
     loser, winner = _rank(records[dropped]), _rank(records[kept])
     why = "came first" if loser == winner else f"has {_RANKS[winner]}, the other {_RANKS[loser]}"
     same = "same text" if similarity == 1.0 else f"{similarity:.0%} of the n-grams shared"

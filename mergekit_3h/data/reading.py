@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Generic, TypeVar, cast
@@ -132,7 +132,7 @@ def is_json(line: bytes) -> bool:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
+def _opened(path: Path) -> Generator[BinaryIO, None, None]:
     """The bytes a file has now, decompressed if its name ends in .gz."""
     with io.BufferedReader(_AsItIsNow(path), buffer_size=1 << 18) as raw:
         if path.suffix != ".gz":
