@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
+from zlib import crc32
 
 import torch
 from torch import Tensor
 
 from mergekit_3h.errors import OptionError
+from mergekit_3h.search.typed import drawing_from
 
 Combine = Callable[[str, Tensor, Sequence[Tensor], Sequence[float]], Tensor]
 """A merge method of the host: tensor name, base, experts and their weights in, merged tensor out."""
@@ -27,10 +29,12 @@ class Component(Protocol):
         """What it is kept as."""
         ...
 
-    def add_to(self, result: Tensor, weight: float) -> None: ...
+    def add_to(self, result: Tensor, weight: float, base: Tensor) -> None:
+        """Add weight * C_i. ``base`` is W_0 on the device and in the data type of ``result``."""
+        ...
 
-    def inner_product(self, gradient: Tensor) -> Tensor:
-        """<gradient, C_i>, in float64."""
+    def inner_product(self, gradient: Tensor, base: Tensor) -> Tensor:
+        """<gradient, C_i>, in float64. ``base`` is W_0 on the device and in the data type of ``gradient``."""
         ...
 
     def moved(self, device: torch.device) -> Component: ...
@@ -46,12 +50,11 @@ class Dense:
     def tensors(self) -> tuple[Tensor, ...]:
         return (self.values,)
 
-    def add_to(self, result: Tensor, weight: float) -> None:
+    def add_to(self, result: Tensor, weight: float, base: Tensor) -> None:
         result.add_(self.values.to(result), alpha=weight)
 
-    def inner_product(self, gradient: Tensor) -> Tensor:
-        values = self.values.to(gradient.device, _precise(gradient.dtype))
-        return (values * gradient).sum(dtype=torch.float64)
+    def inner_product(self, gradient: Tensor, base: Tensor) -> Tensor:
+        return (self.values.to(gradient) * gradient).sum(dtype=torch.float64)
 
     def moved(self, device: torch.device) -> Dense:
         return Dense(self.values.to(device))
@@ -62,25 +65,20 @@ class Difference:
     """scale * (expert - base), kept as the expert's checkpoint has it: half the size of the exact difference."""
 
     expert: Tensor
-    base: Tensor
     scale: float
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         return (self.expert,)
 
-    def values(self, like: Tensor) -> Tensor:
-        dtype = _precise(like.dtype)
-        return self.expert.to(like.device, dtype) - self.base.to(like.device, dtype)
+    def add_to(self, result: Tensor, weight: float, base: Tensor) -> None:
+        result.add_(self.expert.to(result) - base, alpha=weight * self.scale)
 
-    def add_to(self, result: Tensor, weight: float) -> None:
-        result.add_(self.values(result), alpha=weight * self.scale)
-
-    def inner_product(self, gradient: Tensor) -> Tensor:
-        return self.scale * (self.values(gradient) * gradient).sum(dtype=torch.float64)
+    def inner_product(self, gradient: Tensor, base: Tensor) -> Tensor:
+        return self.scale * ((self.expert.to(gradient) - base) * gradient).sum(dtype=torch.float64)
 
     def moved(self, device: torch.device) -> Difference:
-        return Difference(self.expert.to(device), self.base.to(device), self.scale)
+        return Difference(self.expert.to(device), self.scale)
 
 
 @dataclass(frozen=True)
@@ -94,15 +92,14 @@ class Factors:
     def tensors(self) -> tuple[Tensor, ...]:
         return (self.left, self.right)
 
-    def add_to(self, result: Tensor, weight: float) -> None:
+    def add_to(self, result: Tensor, weight: float, base: Tensor) -> None:
         left, right = self.left.to(result), self.right.to(result)
         if result.ndim == 2:
             result.addmm_(left, right, alpha=weight)
         else:
             result.add_(left @ right, alpha=weight)
 
-    def inner_product(self, gradient: Tensor) -> Tensor:
-        gradient = gradient.to(_precise(gradient.dtype))
+    def inner_product(self, gradient: Tensor, base: Tensor) -> Tensor:
         projected = gradient @ self.right.to(gradient).mT
         return (projected * self.left.to(gradient)).sum(dtype=torch.float64)
 
@@ -136,14 +133,17 @@ class LinearFamily:
     components: tuple[Component, ...]
 
     def at(self, coefficients: Sequence[float], device: torch.device) -> Tensor:
-        result = self.base.to(device, _precise(self.base.dtype), copy=True)
+        base = self.base.to(device, _precise(self.base.dtype))
+        result = base.clone()
         for component, coefficient in zip(self.components, coefficients, strict=True):
             if coefficient:
-                component.add_to(result, coefficient)
+                component.add_to(result, coefficient, base)
         return result
 
     def inner_products(self, gradient: Tensor) -> list[Tensor]:
-        return [component.inner_product(gradient) for component in self.components]
+        gradient = gradient.to(_precise(gradient.dtype))
+        base = self.base.to(gradient)
+        return [component.inner_product(gradient, base) for component in self.components]
 
     def size(self) -> int:
         tensors = [self.base, *(tensor for component in self.components for tensor in component.tensors)]
@@ -164,7 +164,10 @@ class MergedFamily:
 
     def at(self, coefficients: Sequence[float], device: torch.device) -> Tensor:
         experts = [expert.to(device, copy=True) for expert in self.experts]
-        return self.combine(self.name, self.base.to(device, copy=True), experts, list(coefficients))
+        # Methods such as dare draw at random. With the same draws for every candidate the score is a function of the
+        # coefficients, and a search can be repeated.
+        with drawing_from(crc32(self.name.encode()), device):
+            return self.combine(self.name, self.base.to(device, copy=True), experts, list(coefficients))
 
     def inner_products(self, gradient: Tensor) -> list[Tensor]:
         raise OptionError(
@@ -181,7 +184,7 @@ class MergedFamily:
 
 def differences(base: Tensor, experts: Sequence[Tensor], scale: float = 1.0) -> LinearFamily:
     """C_i = scale * (W_i - W_0): task arithmetic, and with scale 1/n the mean that vectors get in tsvm and rtsvm."""
-    return LinearFamily(base, tuple(Difference(expert, base, scale) for expert in experts))
+    return LinearFamily(base, tuple(Difference(expert, scale) for expert in experts))
 
 
 def _precise(dtype: torch.dtype) -> torch.dtype:
