@@ -28,7 +28,7 @@ from mergekit_3h.search.objective import Objective
 from mergekit_3h.search.options import LINEAR_COMBINATIONS, SearchOptions
 from mergekit_3h.search.records import LocatedRecord
 from mergekit_3h.search.runner import LocalRunner
-from mergekit_3h.search.sources import CheckpointSource, WeightSource, require_same_tensors
+from mergekit_3h.search.sources import CheckpointSource, WeightSource, require_nothing_besides, require_same_tensors
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +60,7 @@ class Problem:
         _ = self.answers
         names = merged_parameters(self.model, self.base.names()).keys()
         require_same_tensors(self.base, self.experts, names)
+        require_nothing_besides(self.experts, self.model.state_dict().keys())
 
     @cached_property
     def answers(self) -> dict[str, list[Answer]]:
@@ -115,7 +116,6 @@ def open_problem(
     records = data.located_records(data_files)
     data.by_set(records, options)  # what is wrong with the data shows before anything is loaded
     sources = [CheckpointSource(base, "base"), *(CheckpointSource(path, label) for label, path in experts.items())]
-    require_same_tensors(sources[0], sources[1:], sources[0].names())
     require_same_architecture(sources)
     tokenizer = shared_tokenizer({source.label: _tokenizer(source.folder) for source in sources}, options)
     model = _loaded(sources[0], options, device)

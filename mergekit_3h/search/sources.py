@@ -14,6 +14,8 @@ from mergekit_3h.errors import ModelError, TensorError
 from mergekit_3h.search.typed import floats
 
 _SAMPLE = 64
+_RECOMPUTED = (".rotary_emb.inv_freq", ".masked_bias", ".attn.bias")
+"""Buffers that older checkpoints contain and that are made anew whenever a model is loaded."""
 
 
 class WeightSource(Protocol):
@@ -142,4 +144,16 @@ def require_same_tensors(base: WeightSource, experts: Sequence[WeightSource], na
                 raise ModelError(
                     f"model {expert.label!r}, tensor {name!r}: shape {expert.shape(name)}, the base {base.label!r} has "
                     f"{expected}. Models must share their base's architecture and vocabulary."
+                )
+
+
+def require_nothing_besides(experts: Sequence[WeightSource], known: Iterable[str]) -> None:
+    """Raise if an expert has a tensor that the model has no place for: it would be lost without a word."""
+    names = set(known)
+    for expert in experts:
+        for name in expert.names():
+            if name not in names and not name.endswith(_RECOMPUTED):
+                raise ModelError(
+                    f"model {expert.label!r} has a tensor {name!r} that the base's architecture has not. Merge models "
+                    "that were fine-tuned from one base."
                 )

@@ -1,0 +1,44 @@
+"""Losses that are not finite: of a single model an error, of one candidate a reason in the trace."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from mergekit_3h.errors import ModelError
+from mergekit_3h.search import SearchOptions, open_problem, solve
+
+
+def test_an_expert_with_nan(trained, tmp_path: Path) -> None:
+    expert = Path(shutil.copytree(trained.experts["domain"], tmp_path / "expert"))
+    weights = load_file(expert / "model.safetensors")
+    weights["model.norm.weight"][0] = torch.nan
+    save_file(weights, expert / "model.safetensors", {"format": "pt"})
+    problem = open_problem(
+        trained.base, {"aligned": trained.experts["aligned"], "nan": expert}, trained.data, SearchOptions()
+    )
+    with pytest.raises(
+        ModelError, match=r"model 'nan' by itself: the loss of the safety set is nan; .*domain set is nan"
+    ):
+        solve(problem.local_runner(), problem.layout, problem.options)
+
+
+def test_one_candidate_with_nan_does_not_end_the_search(trained) -> None:
+    """A host's method that overflows for large weights, on a real model."""
+
+    def fragile(name, base, experts, weights):
+        merged = base + sum(w * (e - base) for w, e in zip(weights, experts, strict=True))
+        return merged * torch.nan if max(weights) > 1.2 else merged
+
+    options = SearchOptions(combine="fragile", solver="grid", max_evaluations=17)
+    problem = open_problem(trained.base, trained.experts, trained.data, options, combine=fragile)
+    solution = solve(problem.local_runner(), problem.layout, options)
+    failed = [point for point in solution.points if point.measured.failure]
+    assert failed
+    assert all(max(point.coefficients) > 1.2 for point in failed)
+    assert all(max(point.coefficients) <= 1.2 for point in solution.points if not point.measured.failure)
+    assert "the loss of the safety set is nan" in failed[0].measured.failure
