@@ -183,9 +183,16 @@ def _fusion_bench() -> Host:
     sees = {name: str(target).startswith("fusion_bench_ext.") for name, target in answer.items()}
     errors = [value["error"] for value in answer.values() if isinstance(value, dict)]
     hidden = [name for name, seen in sees.items() if not seen]
-    advice = f"pip install --force-reinstall --no-deps {PACKAGE}" if hidden else ""
+    advice = _advice_on_hidden_configs() if hidden else ""
     problem = f"{', '.join(hidden)} not found: {errors[0]}" if errors else ""
     return Host("fusion-bench", version, str(required), sees, problem, advice)
+
+
+def _advice_on_hidden_configs() -> str:
+    for name in ("config", "fusion_bench_config"):
+        if Path(name).is_dir():
+            return f"FusionBench takes all its configs from {Path(name).resolve()}: run it from another folder"
+    return f"pip install --force-reinstall --no-deps {PACKAGE}"
 
 
 def _ask(program: str, *arguments: str) -> tuple[Any, str]:
@@ -211,7 +218,7 @@ def _ask(program: str, *arguments: str) -> tuple[Any, str]:
 def _hook() -> Hook:
     switch = os.environ.get("MERGEKIT_3H_AUTOLOAD")
     files = [str(path) for folder in sys.path for path in _startup_files(Path(folder or "."))]
-    off = switch is not None and switch.strip().lower() in ("0", "false", "no", "off")
+    off = switch == "0"
     if off:
         advice = "unset MERGEKIT_3H_AUTOLOAD"
     else:

@@ -43,11 +43,11 @@ def measure_throughput(sample: Path | None, device: str = "cpu") -> Throughput:
 
 
 def _seconds(work: Callable[[], object], device: str) -> float:
-    """The better of two runs after a first one that warms up."""
+    """The best of four runs after a first one that warms up; others on the machine disturb some of them."""
     import torch
 
     times: list[float] = []
-    for _ in range(3):
+    for _ in range(5):
         start = perf_counter()
         work()
         if torch.device(device).type == "cuda":

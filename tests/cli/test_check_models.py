@@ -12,6 +12,7 @@ import torch
 from cli.workshop import Workshop, only
 from safetensors.torch import load_file, save_file
 from tiny_models import Family, tiny_tokenizer
+from transformers import OPTConfig, OPTForCausalLM
 
 from mergekit_3h.methods.lint import examine, lint
 
@@ -130,6 +131,28 @@ def test_no_model_config(llamas: Workshop) -> None:
     assert "config.json" in only(llamas.lint(llamas.config()), "model-config").message
 
 
+def test_model_with_code_of_its_own(llamas: Workshop) -> None:
+    code = {"model_type": "home-made", "auto_map": {"AutoConfig": "home_made.Config"}}
+    llamas.edit_json(llamas.experts[0] / "config.json", lambda content: content.update(code))
+    finding = only(llamas.lint(llamas.config()), "remote-code")
+    assert finding.severity == "note" and "--trust-remote-code" in finding.advice
+
+
+def test_architecture_that_mergekit_does_not_list(absolute: Path) -> None:
+    made = []
+    for seed, name in enumerate(("base", "expert0", "expert1")):
+        torch.manual_seed(seed)
+        sizes = {"hidden_size": 16, "word_embed_proj_dim": 16, "ffn_dim": 24, "num_attention_heads": 2}
+        config = OPTConfig(vocab_size=384, num_hidden_layers=2, max_position_embeddings=64, **sizes)
+        OPTForCausalLM(config).save_pretrained(absolute / name)
+        made.append(absolute / name)
+    strangers = Workshop(absolute, made[0], made[1:])
+    assert strangers.lint(strangers.config("rtsvm")) == []
+    name = "model.decoder.layers.1.fc1.weight"
+    strangers.edit_weights(made[1], lambda tensors: tensors.update({name: tensors[name][:20].clone()}))
+    assert only(strangers.lint(strangers.config("rtsvm")), "shape").tensor == name
+
+
 def test_another_architecture(llamas: Workshop, family: Callable[..., Family]) -> None:
     stranger = str(family("gpt2", experts=2).experts[0])
     config = llamas.config(models=[{"model": stranger}, {"model": str(llamas.experts[0])}])
@@ -195,6 +218,7 @@ def test_missing_tensor(llamas: Workshop) -> None:
 def test_filter_that_matches_nothing(llamas: Workshop) -> None:
     density = [{"filter": "self_atn", "value": 0.5}, {"filter": "*.mlp.*", "value": 0.4}, {"filter": "mlp", "value": 1}]
     findings = llamas.lint(llamas.config(parameters={"weight": 1, "density": density}))
+    assert {finding.rule for finding in findings} == {"dead-filter"}
     dead = {finding.where: finding.advice for finding in findings}
     assert set(dead) == {"parameters.density[0].filter", "parameters.density[1].filter"}
     assert "'self_attn'" in dead["parameters.density[0].filter"]
@@ -214,8 +238,12 @@ def test_base_under_another_name_among_the_experts(llamas: Workshop) -> None:
 
 
 def test_base_listed_as_itself_is_no_expert(llamas: Workshop) -> None:
-    models = [{"model": str(llamas.base)}, *llamas.config()["models"]]
-    assert llamas.lint(llamas.config(models=models)) == []
+    models = [*llamas.config()["models"], {"model": str(llamas.base)}]
+    findings = llamas.lint(llamas.config("tsvm", models=models))
+    assert only(findings, "base-as-expert").severity == "note" and len(findings) == 1
+    assert findings[0].where == "models[2]"
+    # For linear the base is an input like any other.
+    assert llamas.lint(llamas.config("linear", models=models)) == []
 
 
 def test_expert_under_two_names(llamas: Workshop) -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from cli.workshop import only
 from mergekit import merge_methods
 from mergekit.config import MergeConfiguration
+from mergekit.merge_methods import BasePolicy, InputContract, TensorGroup
 from mergekit.scripts.merge_raw_pytorch import RawPyTorchMergeConfig
 
 from mergekit_3h.methods.lint import Finding, lint, parameter_findings, unknown_parameters
+from mergekit_3h.methods.lint.structure import structure_findings
 
 
 def parsed(config: dict[str, Any]) -> MergeConfiguration:
@@ -204,6 +207,17 @@ def test_dtype_names(name: str, meant: str) -> None:
 
 def test_method_without_its_base() -> None:
     assert rules_of(two_models(base=None), "no-base").severity == "error"
+
+
+def test_method_that_takes_no_base() -> None:
+    def average(group: TensorGroup) -> torch.Tensor:
+        return torch.stack(group.tensors).mean(0)
+
+    average.__annotations__ = {"group": TensorGroup, "return": torch.Tensor}
+    contract = InputContract(base=BasePolicy.FORBIDDEN)
+    method = merge_methods.merge_method(average, name="average", contract=contract)
+    findings = structure_findings(parsed(two_models()), method)
+    assert only(findings, "base-forbidden").severity == "error"
 
 
 def test_base_alone() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,16 +21,10 @@ def run(*arguments: str) -> Result:
     return CliRunner().invoke(main, list(arguments))
 
 
-def run_process(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_process(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
     command = str(Path(sys.executable).with_name("mergekit-3h"))
-    return subprocess.run(
-        [command, *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **environment},
-        check=False,
-        timeout=600,
-    )
+    everything = {**os.environ, **environment}
+    return subprocess.run([command, *arguments], capture_output=True, text=True, env=everything, cwd=cwd, check=False)
 
 
 def test_clean_config_in_a_process_of_its_own(llamas: Workshop) -> None:
@@ -65,6 +60,34 @@ def test_json_for_machines(llamas: Workshop) -> None:
     assert report["findings"][0]["where"] == "models[0].parameters" and report["estimates"] == []
 
 
+@pytest.mark.slow
+def test_model_in_the_hub_cache_is_read_there(llamas: Workshop) -> None:
+    repository = llamas.folder / "hub" / "models--some-org--some-model"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0123abc")
+    shutil.copytree(llamas.experts[0], repository / "snapshots" / "0123abc")
+    models = [{"model": "some-org/some-model"}, {"model": str(llamas.experts[1])}]
+    path = str(llamas.write(llamas.config("rtsvm", models=models)))
+    done = run_process("check", "--no-estimate", path, HF_HUB_CACHE=str(llamas.folder / "hub"), HF_HUB_OFFLINE="1")
+    assert done.returncode == 0 and "nothing found" in done.stdout, done.stdout + done.stderr
+    (repository / "snapshots" / "0123abc" / "model.safetensors").write_bytes(b"cut")
+    done = run_process("check", "--no-estimate", path, HF_HUB_CACHE=str(llamas.folder / "hub"), HF_HUB_OFFLINE="1")
+    assert done.returncode == 1 and "truncated" in done.stdout
+
+
+@pytest.mark.slow
+def test_relative_paths_do_fail_offline_as_check_says(llamas: Workshop) -> None:
+    models = [{"model": path.name} for path in llamas.experts]
+    path = str(llamas.write(llamas.config(models=models)))
+    checked = run_process("check", path, cwd=llamas.folder, HF_HUB_OFFLINE="1")
+    assert checked.returncode == 1 and "[relative-path]" in checked.stdout
+    merge = [str(Path(sys.executable).with_name("mergekit-yaml")), path, "merged"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    merged = subprocess.run(merge, capture_output=True, text=True, cwd=llamas.folder, env=environment, check=False)
+    assert merged.returncode != 0 and (llamas.folder / "merged" / "model.safetensors").exists()
+    assert not (llamas.folder / "merged" / "tokenizer.json").exists()
+
+
 def test_wrong_usage(llamas: Workshop) -> None:
     assert run("check", str(llamas.folder / "absent.yml")).exit_code == 2
     assert run("check").exit_code == 2
@@ -93,6 +116,14 @@ def test_doctor_says_what_to_do_when_the_hook_is_off() -> None:
     done = run_process("doctor", MERGEKIT_3H_AUTOLOAD="0")
     assert done.returncode == 1
     assert "sees tsvm: NO, rtsvm: NO" in done.stdout and "unset MERGEKIT_3H_AUTOLOAD" in done.stdout
+
+
+@pytest.mark.slow
+def test_doctor_explains_a_folder_that_hides_fusion_bench_configs(tmp_path: Path) -> None:
+    (tmp_path / "config").mkdir()
+    done = run_process("doctor", cwd=tmp_path)
+    assert done.returncode == 0  # mergekit works all the same
+    assert f"all its configs from {tmp_path / 'config'}" in done.stdout
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ _PROCESS_BYTES = 600_000_000
 _DTYPE_CODES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64"}
 _WIDTH_ORDER = ("BF16", "F16", "F32", "F64")
 # Passes over each input, a heuristic: methods that trim by magnitude sort every tensor.
-_PLAIN_PASSES, _SORTING_PASSES = 8, 60
+_PLAIN_PASSES, _SORTING_PASSES = 8, 30
 _SORTING_METHODS = ("ties", "breadcrumbs", "breadcrumbs_ties", "della", "della_linear", "sce", "ram", "ramplus_tl")
 # Float64 factors and their workspaces beside the float32 updates, per task and per entry of the Gram matrix.
 _GRAM_COPIES = 4
@@ -27,7 +27,11 @@ _GRAM_COPIES = 4
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes and seconds. The seconds assume that nothing else runs on the machine."""
+    """Bytes and seconds of the merge itself.
+
+    Python's start is not in the seconds, and weight files mapped into memory are not in the peak: the system drops
+    them when it needs the space.
+    """
 
     tensors: int
     parameters: int

@@ -130,9 +130,19 @@ def _file_findings(model: NamedModel, kind: str) -> Iterator[Finding]:
         message = f"{model.path} is a file, mergekit-yaml merges model folders"
         advice = "name its folder, or merge files with mergekit-pytorch"
         yield Finding("error", "file-as-folder", message, where=model.where, advice=advice, model=model.name)
+    elif model.settings.get("auto_map") and not _is_known(model.settings.get("model_type")):
+        message = f"{model.path} brings its own code, so its tensors are not compared here"
+        advice = "pass --trust-remote-code to mergekit if you trust it"
+        yield Finding("note", "remote-code", message, where=model.where, advice=advice, model=model.name)
     elif not model.settings.get("architectures"):
         message = f"{model.folder / 'config.json'} is missing, not JSON, or names no architecture"
         yield Finding("error", "model-config", message, where=model.where, model=model.name)
+
+
+def _is_known(model_type: Any) -> bool:
+    from transformers import CONFIG_MAPPING
+
+    return model_type in CONFIG_MAPPING
 
 
 def _adapter_findings(model: NamedModel) -> Iterator[Finding]:

@@ -70,7 +70,7 @@ def planner_findings(config: Any, models: list[NamedModel]) -> list[Finding]:
 def _run_planner(raw: dict[str, Any], models: list[NamedModel]) -> tuple[list[Any], list[Finding]]:
     references = {model.name: model.reference for model in models}
     config = MergeConfiguration.model_validate(_on_this_disk(raw, references))
-    loggers = [logging.getLogger(name) for name in ("mergekit.architecture", "mergekit.architecture.auto")]
+    loggers = [logging.getLogger(name) for name in ("mergekit.architecture", "transformers")]
     options = MergeOptions()
     try:
         with _known_indices(models), _silenced(loggers):

@@ -112,7 +112,10 @@ def _model_names(config: Any) -> set[str]:
 
 
 def _blocks_planning(findings: list[Finding]) -> bool:
-    """Errors after which mergekit's planner could only repeat them in its own words."""
-    rules = {"architecture", "layer-count", "layer-range", "model-config", "duplicate-model", "base-not-in-slice"}
-    rules |= {"inputs", "file-as-folder", "folder-as-file"}
-    return any(finding.severity == "error" and finding.rule in rules for finding in findings)
+    """Findings after which mergekit's planner could only repeat them in its own words, or would run foreign code."""
+    structural = {"architecture", "layer-count", "layer-range", "model-config", "duplicate-model", "base-not-in-slice"}
+    structural |= {"inputs", "file-as-folder", "folder-as-file"}
+    return any(
+        finding.rule == "remote-code" or (finding.severity == "error" and finding.rule in structural)
+        for finding in findings
+    )

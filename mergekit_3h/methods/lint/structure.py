@@ -24,15 +24,13 @@ _OTHER_DTYPE_NAMES = {
     "fp64": "float64",
     "double": "float64",
 }
-_OFF = ("0", "false", "no", "off")
 
 
 def find_method(name: str) -> tuple[MergeMethod | None, list[Finding]]:
     """The merge method of that name, or why there is none."""
     methods = {method.spec.name: method for method in registered_methods()}
-    if name in METHODS and os.environ.get("MERGEKIT_3H_AUTOLOAD", "").lower() in _OFF:
-        value = os.environ["MERGEKIT_3H_AUTOLOAD"]
-        message = f"MERGEKIT_3H_AUTOLOAD={value} is set, so mergekit does not load {name}"
+    if name in METHODS and os.environ.get("MERGEKIT_3H_AUTOLOAD") == "0":
+        message = f"MERGEKIT_3H_AUTOLOAD=0 is set, so mergekit does not load {name}"
         advice = "unset it for the merge, or import mergekit_3h.methods in the process that merges"
         finding = Finding("warning", "autoload-off", message, where="merge_method", advice=advice)
         return methods.get(name), [finding]
@@ -40,7 +38,7 @@ def find_method(name: str) -> tuple[MergeMethod | None, list[Finding]]:
         return methods[name], []
     known = sorted(methods)
     if name in METHODS:
-        advice = "set MERGEKIT_3H_AUTOLOAD=1 or unset it, and see what `mergekit-3h doctor` says about the hook"
+        advice = "it could not be loaded: see the warning above, and `mergekit-3h doctor`"
     else:
         listing = f"registered are: {', '.join(known)}"
         advice = f"{did_you_mean(name, sorted({*known, *METHODS}))} {listing}".strip()
@@ -96,6 +94,8 @@ def _contract_findings(group: Group, method: MergeMethod, models: list[str]) -> 
             yield Finding("error", "base-not-in-slice", message, where=group.where, advice=advice, model=base)
             return
         models = [*models, base]  # mergekit adds the base to a list of models by itself
+    elif base is not None and group.where.endswith("models") and len(models) > 1:
+        yield from _listed_base(group, method)
     elif base is not None and len(models) == 1 and method.spec.contract.base == BasePolicy.REQUIRED:
         message = "the base is the only model, the result would be the base itself"
         yield Finding("error", "no-experts", message, where=group.where, model=base)
@@ -103,6 +103,13 @@ def _contract_findings(group: Group, method: MergeMethod, models: list[str]) -> 
         method.spec.contract.validate_ids(models, base)
     except ValueError as error:
         yield Finding("error", "inputs", str(error), where=group.where)
+
+
+def _listed_base(group: Group, method: MergeMethod) -> Iterator[Finding]:
+    if method.spec.contract.base in (BasePolicy.REQUIRED, BasePolicy.OPTIONAL):
+        place = next(place for place in group.inputs if place.is_base)
+        message = f"{place.model} is the base model: listed here too, it still is no expert of {method.spec.name}"
+        yield Finding("note", "base-as-expert", message, place.where.removesuffix(".parameters"), model=place.model)
 
 
 def _slice_findings(config: Any) -> Iterator[Finding]:
