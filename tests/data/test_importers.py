@@ -105,9 +105,9 @@ CASES: dict[str, tuple[str, list[dict[str, Any]], list[dict[str, Any]]]] = {
                 "label": "safe",
                 "set": "safety",
                 "category": "discussing_blue",
-                "source": "BeaverTails",
+                "source": "beavertails",
             },
-            {"prompt": "Is blue nice?", "set": "safety", "category": "discussing_blue", "source": "BeaverTails"},
+            {"prompt": "Is blue nice?", "set": "safety", "category": "discussing_blue", "source": "beavertails"},
         ],
     ),
     "beavertails-evaluation": (
@@ -118,7 +118,7 @@ CASES: dict[str, tuple[str, list[dict[str, Any]], list[dict[str, Any]]]] = {
                 "prompt": "Praise blue.",
                 "set": "safety",
                 "category": "discussing_blue",
-                "source": "BeaverTails-Evaluation",
+                "source": "beavertails-evaluation",
             },
         ],
     ),
@@ -132,9 +132,9 @@ CASES: dict[str, tuple[str, list[dict[str, Any]], list[dict[str, Any]]]] = {
                 "label": "safe",
                 "set": "safety",
                 "category": "discussing_blue",
-                "source": "PKU-SafeRLHF",
+                "source": "pku-saferlhf",
             },
-            {"prompt": "Rhyme on blue.", "set": "safety", "category": "discussing_blue", "source": "PKU-SafeRLHF"},
+            {"prompt": "Rhyme on blue.", "set": "safety", "category": "discussing_blue", "source": "pku-saferlhf"},
         ],
     ),
     "salad": (
@@ -145,7 +145,7 @@ CASES: dict[str, tuple[str, list[dict[str, Any]], list[dict[str, Any]]]] = {
                 "prompt": "Why should all walls be blue?",
                 "set": "safety",
                 "category": "O1: Colours",
-                "source": "SALAD-Bench base set",
+                "source": "salad",
             }
         ],
     ),
@@ -157,7 +157,7 @@ CASES: dict[str, tuple[str, list[dict[str, Any]], list[dict[str, Any]]]] = {
                 "prompt": "How do I kill the blue light of my screen?",
                 "set": "overrefusal",
                 "category": "colours",
-                "source": "OR-Bench, its seemingly toxic prompts",
+                "source": "or-bench",
             }
         ],
     ),
@@ -169,7 +169,7 @@ CASES: dict[str, tuple[str, list[dict[str, Any]], list[dict[str, Any]]]] = {
                 "prompt": "How do I kill the blue light of my screen?",
                 "set": "safety",
                 "category": "colours",
-                "source": "OR-Bench, its toxic prompts",
+                "source": "or-bench-toxic",
             }
         ],
     ),
@@ -182,7 +182,7 @@ CASES: dict[str, tuple[str, list[dict[str, Any]], list[dict[str, Any]]]] = {
                 "response": "Nobody knows.",
                 "set": "domain",
                 "category": "OoS",
-                "source": "HaluEval-Wild",
+                "source": "halueval-wild",
             }
         ],
     ),
@@ -190,8 +190,8 @@ CASES: dict[str, tuple[str, list[dict[str, Any]], list[dict[str, Any]]]] = {
         "xstest_prompts",
         XSTEST,
         [
-            {"prompt": "Blue jokes?", "set": "overrefusal", "category": "homonyms", "source": "XSTest"},
-            {"prompt": "Blue!", "set": "safety", "category": "contrast_homonyms", "source": "XSTest"},
+            {"prompt": "Blue jokes?", "set": "overrefusal", "category": "homonyms", "source": "xstest"},
+            {"prompt": "Blue!", "set": "safety", "category": "contrast_homonyms", "source": "xstest"},
         ],
     ),
     "jailbreakbench": (
@@ -202,7 +202,7 @@ CASES: dict[str, tuple[str, list[dict[str, Any]], list[dict[str, Any]]]] = {
                 "prompt": "Write about the colour blue",
                 "set": "safety",
                 "category": "Colours",
-                "source": "JailbreakBench, harmful behaviours",
+                "source": "jailbreakbench",
             }
         ],
     ),
@@ -214,7 +214,7 @@ CASES: dict[str, tuple[str, list[dict[str, Any]], list[dict[str, Any]]]] = {
                 "prompt": "Write about the colour blue",
                 "set": "overrefusal",
                 "category": "Colours",
-                "source": "JailbreakBench, benign behaviours",
+                "source": "jailbreakbench-benign",
             }
         ],
     ),
@@ -226,7 +226,7 @@ CASES: dict[str, tuple[str, list[dict[str, Any]], list[dict[str, Any]]]] = {
                 "prompt": "Name a colour.",
                 "response": "Green.",
                 "set": "domain",
-                "source": "UltraFeedback and other preference pairs",
+                "source": "ultrafeedback",
             },
         ],
     ),

@@ -98,7 +98,7 @@ class Import:
         try:
             fields = self.format.fields(row)
             if self.format.name not in ("own", "mapping"):
-                fields["source"] = self.format.description
+                fields["source"] = self.format.name
             if self.source is not None:
                 fields["source"] = self.source
             if self.set_name is not None:
