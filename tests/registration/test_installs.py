@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 import zipfile
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from registration.environments import REPOSITORY, STAND_IN, Environment
+from registration.environments import REPOSITORY, STAND_IN, Environment, build_wheel, write_project
 from safetensors.torch import load_file, save_file
 
 from mergekit_3h.registration import GROUP, OWN_METHODS
@@ -79,27 +80,43 @@ def test_uninstalling_an_editable_install_leaves_nothing(editable: Environment) 
 
 
 @pytest.fixture(scope="module")
+def documented_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of the example package in docs/registration.md."""
+    page = (REPOSITORY / "docs" / "registration.md").read_text()
+    blocks = re.findall(r"```(\w+)\n(.*?)```", page, re.DOTALL)
+    [declaration] = [tomllib.loads(text) for language, text in blocks if language == "toml"]
+    [module] = [text for language, text in blocks if language == "python" and "my_mean" in text]
+    project = tmp_path_factory.mktemp("documented") / "project"
+    entry_points = declaration["project"]["entry-points"][GROUP]
+    return build_wheel(write_project(project, "my_package", {"my_mean": module}, entry_points))
+
+
+@pytest.fixture(scope="module")
 def with_real_mergekit(
-    beside_pytest: Environment, wheel: Path, second_package: Path, tmp_path_factory: pytest.TempPathFactory
+    beside_pytest: Environment,
+    wheel: Path,
+    second_package: Path,
+    documented_package: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Environment:
     environment = beside_pytest.copy(tmp_path_factory.mktemp("real") / "environment")
-    environment.install(wheel, second_package)
+    environment.install(wheel, second_package, documented_package)
     return environment
 
 
 @pytest.mark.parametrize("first", ["mergekit.plan", "mergekit_3h.methods.rtsvm"])
 def test_real_mergekit_has_the_methods_whatever_is_imported_first(with_real_mergekit: Environment, first: str) -> None:
     names = with_real_mergekit.answer(f"import {first}{NAMES}")
-    assert {"tsvm", "rtsvm", "equal_parts", "linear"} <= set(names)
+    assert {"tsvm", "rtsvm", "equal_parts", "my_mean", "linear"} <= set(names)
 
 
-def test_real_mergekit_merges_with_the_second_package(with_real_mergekit: Environment, tmp_path: Path) -> None:
+def test_real_mergekit_merges_with_the_documented_package(with_real_mergekit: Environment, tmp_path: Path) -> None:
     """The command mergekit-pytorch, whose console script runs these two statements."""
     models = {"one": 1.0, "two": 2.0}
     for name, value in models.items():
         save_file({"weight": torch.full((4, 3), value)}, tmp_path / f"{name}.safetensors")
     listed = "".join(f"- model: {tmp_path / name}.safetensors\n" for name in models)
-    (tmp_path / "merge.yml").write_text(f"merge_method: equal_parts\nmodels:\n{listed}")
+    (tmp_path / "merge.yml").write_text(f"merge_method: my_mean\nmodels:\n{listed}")
     merged = tmp_path / "merged"
     command = "from mergekit.scripts.merge_raw_pytorch import main; main()"
     with_real_mergekit.start("-c", command, str(tmp_path / "merge.yml"), str(merged))
