@@ -14,6 +14,8 @@ def names_to_merge(reference: OpenModel, others: Sequence[OpenModel]) -> list[st
     """The tensors of ``reference`` to merge, tied ones once; an error if another model does not have the same ones."""
     names = [name for name in reference.facts if _is_target(reference, name)]
     names = [name for i, name in enumerate(names) if not set(reference.ties.get(name, ())) & set(names[:i])]
+    for model in [reference, *others]:
+        _require_full_precision(model, names)
     for model in others:
         _require_same_class(reference, model)
         _require_same_tensors(reference, model, names)
@@ -50,6 +52,15 @@ def _require_same_tensors(reference: OpenModel, model: OpenModel, names: Sequenc
                 f"tensor {name!r} is {list(got)} in {model.label} but {list(expected)} in {reference.label}; the "
                 "models must share one architecture. Where only the vocabulary differs, mergekit-yaml can align it "
                 "(tokenizer: {source: base})."
+            )
+
+
+def _require_full_precision(model: OpenModel, names: Sequence[str]) -> None:
+    for name in names:
+        dtype = model.describe(name).dtype if model.stored_name(name) else torch.float32
+        if dtype.is_floating_point and dtype.itemsize < 2:
+            raise TensorError(
+                f"tensor {name!r} of {model.label} is quantised ({dtype}); save the model in bfloat16 or float32 first"
             )
 
 

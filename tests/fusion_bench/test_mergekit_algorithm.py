@@ -182,6 +182,20 @@ def test_what_does_not_fit_the_pool_is_refused_before_loading(algorithm, error, 
         algorithm().run(CausalLMPool(nowhere, tokenizer=None))
 
 
+def test_yaml_round_trip(tmp_path):
+    given = {
+        "parameters": {"density": [0.2, 0.8], "weight": 0.5},
+        "model_parameters": {"a": {"weight": 1.0}},
+        "seed": 4,
+    }
+    algorithm = MergeKitAlgorithm("della", **given)
+    algorithm.to_yaml(tmp_path / "method.yaml")
+    again = MergeKitAlgorithm.from_yaml(tmp_path / "method.yaml")
+    assert type(again) is MergeKitAlgorithm and again.merge_method == "della"
+    assert {key: getattr(again, key) for key in given} == given
+    assert again.config == algorithm.config
+
+
 def test_nan_names_model_and_tensor():
     from fusion_bench.modelpool import BaseModelPool
 

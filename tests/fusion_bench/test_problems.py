@@ -1,0 +1,189 @@
+"""What can be wrong with the models or the options: found before the merge, named, and without a half-written model."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from fusion_bench.modelpool import BaseModelPool, CausalLMPool
+from hydra.errors import CompactHydraException
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from fusion_bench_ext.algorithms import RTSVM, TSVM, MergeKitAlgorithm
+from mergekit_3h.errors import ModelError, OptionError, TensorError, ThreeHError
+
+from .conftest import EXPERTS, pool_of
+
+NAME = "model.layers.1.mlp.down_proj.weight"
+
+
+def ties(**kwargs):
+    return MergeKitAlgorithm("ties", {"weight": 0.5}, **kwargs)
+
+
+@pytest.fixture
+def altered(llama, tmp_path: Path):
+    """A function that changes the stored tensors of a copy of the second expert, and gives the pool with it."""
+
+    def make(change, *, lazy: bool) -> CausalLMPool:
+        copy = tmp_path / "altered"
+        shutil.copytree(llama.experts[1], copy)
+        tensors = load_file(copy / "model.safetensors")
+        change(tensors)
+        save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+        models = {"_pretrained_": str(llama.base), "alpha": str(llama.experts[0]), "beta": str(copy)}
+        return CausalLMPool(models, tokenizer=str(llama.base), enable_lazy_loading=lazy)
+
+    return make
+
+
+@pytest.mark.parametrize("lazy", [True, False])
+@pytest.mark.parametrize("algorithm", [TSVM, RTSVM, ties])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_non_finite_weight(value, algorithm, lazy, altered, tmp_path: Path):
+    pool = altered(lambda tensors: tensors[NAME].view(-1)[5].fill_(value), lazy=lazy)
+    with pytest.raises(TensorError, match=rf"tensor '{NAME}' of model 'beta' holds NaN or infinity"):
+        algorithm(model_save_path=str(tmp_path / "merged")).run(pool)
+    assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize("lazy", [True, False])
+@pytest.mark.parametrize("algorithm", [TSVM, ties])
+def test_missing_tensor(algorithm, lazy, altered):
+    pool = altered(lambda tensors: tensors.pop(NAME), lazy=lazy)
+    with pytest.raises(TensorError, match=rf"checkpoint of model 'beta' lacks the tensor '{NAME}'"):
+        algorithm().run(pool)
+
+
+@pytest.mark.parametrize("lazy", [True, False])
+def test_tensor_of_another_shape_than_its_config_says(lazy, altered):
+    pool = altered(lambda tensors: tensors.update({NAME: torch.zeros(7, 5)}), lazy=lazy)
+    with pytest.raises(ThreeHError, match="model 'beta'"):
+        TSVM().run(pool)
+
+
+@pytest.mark.parametrize("lazy", [True, False])
+@pytest.mark.parametrize("algorithm", [TSVM, ties])
+def test_models_of_another_shape(algorithm, lazy, llama, family):
+    wider = family("llama", intermediate_size=64)
+    models = {"_pretrained_": str(llama.base), "alpha": str(llama.experts[0]), "wide": str(wider.experts[0])}
+    pool = CausalLMPool(models, tokenizer=None, enable_lazy_loading=lazy)
+    with pytest.raises(TensorError, match=r"mlp\.\w+_proj\.weight' is .*64.* in model 'wide' but .*48.* in model"):
+        algorithm().run(pool)
+
+
+@pytest.mark.parametrize("lazy", [True, False])
+def test_models_with_more_layers(lazy, llama, family):
+    deeper = family("llama", num_hidden_layers=3)
+    models = {"_pretrained_": str(llama.base), "alpha": str(llama.experts[0]), "deep": str(deeper.experts[0])}
+    with pytest.raises(TensorError, match=r"model 'deep' has the tensor 'model\.layers\.2\..* that model '_pretrained"):
+        TSVM().run(CausalLMPool(models, tokenizer=None, enable_lazy_loading=lazy))
+    models = {"_pretrained_": str(deeper.base), "deep": str(deeper.experts[0]), "flat": str(llama.experts[0])}
+    with pytest.raises(TensorError, match=r"model 'flat' lacks the tensor 'model\.layers\.2\."):
+        TSVM().run(CausalLMPool(models, tokenizer=None, enable_lazy_loading=lazy))
+
+
+@pytest.mark.parametrize("lazy", [True, False])
+def test_models_of_another_architecture(lazy, llama, family):
+    other = family("mistral")
+    models = {"_pretrained_": str(llama.base), "alpha": str(llama.experts[0]), "wind": str(other.experts[0])}
+    with pytest.raises(ModelError, match="model 'wind' is a MistralForCausalLM but model '_pretrained_' is a Llama"):
+        TSVM().run(CausalLMPool(models, tokenizer=None, enable_lazy_loading=lazy))
+
+
+@pytest.mark.parametrize("lazy", [True, False])
+def test_experts_that_untie_what_the_base_ties(lazy, family):
+    tied, untied = family("llama-tied"), family("llama")
+    models = {"_pretrained_": str(tied.base), "alpha": str(tied.experts[0]), "free": str(untied.experts[0])}
+    with pytest.raises(ThreeHError, match=r"model 'free' has .*which model '_pretrained_' ties into one"):
+        TSVM().run(CausalLMPool(models, tokenizer=None, enable_lazy_loading=lazy))
+
+
+@pytest.mark.parametrize("lazy", [True, False])
+def test_a_tied_expert_of_an_untied_base_counts_with_both_names(lazy, family):
+    tied, untied = family("llama-tied"), family("llama")
+    models = {"_pretrained_": str(untied.base), "alpha": str(untied.experts[0]), "tied": str(tied.experts[0])}
+    merged = TSVM().run(CausalLMPool(models, tokenizer=None, enable_lazy_loading=lazy))
+    assert merged.lm_head.weight is not merged.model.embed_tokens.weight
+    assert not torch.equal(merged.lm_head.weight, merged.model.embed_tokens.weight)
+
+
+def test_no_base(llama):
+    pool = CausalLMPool({"alpha": str(llama.experts[0]), "beta": str(llama.experts[1])}, tokenizer=None)
+    with pytest.raises(ModelError, match=r"tsvm needs the model that the experts were trained from.*'_pretrained_'"):
+        TSVM().run(pool)
+    with pytest.raises(ModelError, match=r"ties needs a base.*'_pretrained_'"):
+        ties().run(pool)
+
+
+def test_no_expert(llama):
+    pool = CausalLMPool({"_pretrained_": str(llama.base)}, tokenizer=None)
+    with pytest.raises(ModelError, match="no model to merge"):
+        TSVM().run(pool)
+
+
+@pytest.mark.parametrize("lazy", [True, False])
+def test_model_that_is_not_there(lazy, llama, tmp_path: Path):
+    models = {"_pretrained_": str(llama.base), "ghost": str(tmp_path / "nowhere")}
+    with pytest.raises(ModelError, match=r"model 'ghost' of the pool cannot be loaded.*nowhere"):
+        TSVM().run(CausalLMPool(models, tokenizer=None, enable_lazy_loading=lazy))
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "given", "message"),
+    [
+        (RTSVM, {"gamma": 1.5}, r"option 'gamma': got 1\.5"),
+        (RTSVM, {"gama": 0.5}, "rtsvm has no option 'gama'; did you mean 'gamma'"),
+        (TSVM, {"gamma": 0.5}, "tsvm has no option 'gamma'"),
+        (TSVM, {"model_save_pth": "x"}, "did you mean 'model_save_path'"),
+        (TSVM, {"lambda": "much"}, "option 'lambda': got 'much'"),
+        (TSVM, {"lambda": True}, "option 'lambda': got True, expected a number"),
+        (TSVM, {"lambda": None}, "option 'lambda': got None"),
+        (TSVM, {"weight": [1.0, "x"]}, "option 'weight': got 'x'"),
+        (TSVM, {"weight": {"a": float("nan")}}, "option 'weight': got nan"),
+        (TSVM, {"noise_floor": "no"}, "option 'noise_floor': got 'no'.*'auto' or 'off'"),
+    ],
+)
+def test_impossible_options_are_refused_at_once(algorithm, given, message):
+    with pytest.raises(OptionError, match=message) as caught:
+        algorithm(**given)
+    assert isinstance(caught.value, CompactHydraException), "Hydra would print a traceback"
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        ([1.0, 2.0], "got 2 numbers for 3 models"),
+        ({"alhpa": 1.0}, "no model 'alhpa'; did you mean 'alpha'"),
+        ({"_pretrained_": 1.0}, "no model '_pretrained_'"),
+    ],
+)
+def test_weights_that_do_not_fit_the_pool_are_refused_before_loading(weight, message, tmp_path: Path):
+    nowhere = {name: str(tmp_path / "absent") for name in ("_pretrained_", *EXPERTS)}
+    with pytest.raises(OptionError, match=message):
+        TSVM(weight=weight).run(CausalLMPool(nowhere, tokenizer=None))
+
+
+def test_save_path_that_is_a_file_is_refused_before_loading(llama, tmp_path: Path):
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(OptionError, match=r"model_save_path.*is a file"):
+        TSVM(model_save_path=str(tmp_path / "file")).run(pool_of(llama, lazy=True))
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_integers_that_differ():
+    models = {name: nn.Module() for name in ("_pretrained_", "a", "b")}
+    for value, model in enumerate(models.values()):
+        model.register_buffer("table", torch.tensor([value // 2, 3]))
+    with pytest.raises(TensorError, match=r"tensor 'table' holds torch.int64 and differs between .*'a' and 'b'"):
+        TSVM().run(BaseModelPool(models))
+
+
+def test_quantised_weights():
+    models = {name: nn.Linear(8, 8) for name in ("_pretrained_", "a", "small")}
+    models["small"].weight = nn.Parameter(models["small"].weight.detach().to(torch.float8_e4m3fn), requires_grad=False)
+    with pytest.raises(TensorError, match="tensor 'weight' of model 'small' is quantised"):
+        TSVM().run(BaseModelPool(models))
