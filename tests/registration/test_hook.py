@@ -84,15 +84,28 @@ def test_processes_that_a_process_starts(installed: Environment, tmp_path: Path)
 
 def test_looking_for_the_module_neither_imports_nor_disarms(installed: Environment) -> None:
     look = """
-        import importlib.util, sys
+        import copy, importlib.util, sys
         specs = [importlib.util.find_spec("mergekit.merge_methods") for _ in range(2)]
         assert "mergekit.merge_methods" not in sys.modules
         assert "merge_method" in specs[0].loader.get_source("mergekit.merge_methods")
         importlib.util.module_from_spec(specs[1])
+        assert copy.copy(specs[1].loader).name == "mergekit.merge_methods"
     """
     assert installed.run(look).stderr == ""
     code = f"import importlib.util; importlib.util.find_spec('mergekit.merge_methods')\n{NAMES}"
     assert sorted(installed.answer(code)) == sorted(ALL)
+
+
+def test_an_import_that_fails_does_not_disarm(installed: Environment) -> None:
+    fail = """
+        import sys
+        sys.modules["mergekit.merge_methods.registry"] = None
+        try:
+            import mergekit.merge_methods
+        except ImportError:
+            del sys.modules["mergekit.merge_methods.registry"]
+    """
+    assert sorted(installed.answer(dedent(fail) + NAMES)) == sorted(ALL)
 
 
 def test_the_module_looks_as_if_there_were_no_hook(installed: Environment) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -38,7 +40,7 @@ FORBIDDEN = {
     "mergekit_3h.inspection": {*HOSTS, *ROOF},
     "mergekit_3h.methods": {"fusion_bench", "mergekit_3h.cli", "fusion_bench_ext"},
     "mergekit_3h.cli": {"fusion_bench", "fusion_bench_ext"},
-    "fusion_bench_ext": {"mergekit_3h.cli"},
+    "fusion_bench_ext": {"mergekit_3h.cli", "mergekit_3h.methods"},
 }
 LAYERS_OF_A_HOST = {"mergekit_3h.methods", "mergekit_3h.cli", "fusion_bench_ext"}
 
@@ -55,7 +57,8 @@ print(json.dumps([alone, sorted(sys.modules)]))
 
 def _loaded_by(code: str, *arguments: str) -> list[set[str]]:
     command = [sys.executable, "-c", code, *arguments]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    without_hook = os.environ | {"MERGEKIT_3H_AUTOLOAD": "0"}  # it would load the methods
+    done = subprocess.run(command, cwd=REPOSITORY, env=without_hook, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return [set(modules) for modules in json.loads(done.stdout.splitlines()[-1])]
 
@@ -63,6 +66,11 @@ def _loaded_by(code: str, *arguments: str) -> list[set[str]]:
 def _exists(layer: str) -> bool:
     path = REPOSITORY.joinpath(*layer.split("."))
     return path.with_suffix(".py").exists() or any(path.glob("*.py"))
+
+
+def test_every_layer_has_its_row() -> None:
+    found = {module.name for module in pkgutil.iter_modules([str(REPOSITORY / "mergekit_3h")], "mergekit_3h.")}
+    assert found - set(FORBIDDEN) == set(), "say in FORBIDDEN what the new layer must not import"
 
 
 @pytest.mark.parametrize("layer", FORBIDDEN)
@@ -93,6 +101,7 @@ def test_importing_the_package_is_light() -> None:
         return loaded
 
     assert loaded_after("dir(mergekit_3h)") & heavy == set()
+    assert loaded_after("import mergekit_3h.cli") & heavy == set()
     # the same look does see what is loaded
     assert "pydantic" in loaded_after("mergekit_3h.RTSVMOptions")
     assert loaded_after("import mergekit_3h.methods") >= {"torch", "mergekit", "pydantic"}
