@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from mergekit_3h.data.reading import InvalidLinesError, Reader, read_records
+from mergekit_3h.data.reading import InvalidLinesError, Reader, numbered_lines, read_records
 from mergekit_3h.data.records import DataError, Record
 from mergekit_3h.data.store import Store, write_records
 
@@ -110,6 +110,30 @@ def test_sigkill_at_any_moment_loses_no_record_and_repeats_none(tmp_path: Path, 
             assert len(store) >= found, "what a reader has seen stays"
             seen = len(store)
         assert ids(path) == [f"r{number}" for number in range(seen)]
+
+
+@BOTH
+def test_a_reader_sees_the_file_as_it_was_however_fast_it_grows(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    with Store(path, Record) as store:
+        store.extend(map(record, range(100)))
+        reading = iter(store)
+        first = next(reading)
+        store.extend(map(record, range(100, 200)))
+        assert [first, *reading] == [record(number) for number in range(100)]
+
+
+def test_a_line_that_is_finished_while_it_is_read_is_left_for_the_next_reading(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    with Store(path, Record) as store:
+        store.extend(map(record, range(3)))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20])
+    lines = numbered_lines(path, growing=True)
+    assert next(lines)[0] == 1
+    path.write_bytes(whole)
+    assert [number for number, _ in lines] == [2]
+    assert ids(path) == ["r0", "r1", "r2"]
 
 
 def test_a_second_writer_is_refused_and_says_so(tmp_path: Path) -> None:

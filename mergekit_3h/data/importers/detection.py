@@ -34,8 +34,8 @@ def detected(columns: Iterable[str], path: Path) -> Format:
     known = "\n".join(f"  {one.name}: {_columns(one)}" for one in FORMATS.values())
     raise DataError(
         f"{path}: no known data set has the columns {', '.join(sorted(there)) or '(none)'}. Known are:\n{known}\n"
-        "Name the format if it is one of these (--format NAME), or say which column holds what: --column prompt=COLUMN --set SET "
-        "(Python: mapping={'prompt': COLUMN}, set_name=SET)."
+        "Name the format if it is one of these (--format NAME), or say which column holds what: "
+        "--column prompt=COLUMN --set SET (Python: mapping={'prompt': COLUMN}, set_name=SET)."
     )
 
 
