@@ -28,8 +28,11 @@ def command(config: Path, deep: bool, strict: bool, as_json: bool, estimate: boo
     Any registered merge method. Nothing is downloaded. Exit status: 0 when there are no errors, 1 for errors, 2 for
     a wrong command line.
     """
-    from mergekit_3h.inspection.environment import usable_device
-    from mergekit_3h.methods.lint import examine
+    try:
+        from mergekit_3h.inspection.environment import usable_device
+        from mergekit_3h.methods.lint import examine
+    except ImportError as error:
+        raise click.ClickException(f"mergekit does not start: {error}; `mergekit-3h doctor` says what to do") from error
 
     problem = usable_device(device) if estimate else None
     if problem:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -37,10 +37,8 @@ def command(as_json: bool) -> None:
 
 
 def _lines(environment: Environment) -> Iterator[str]:
-    torch = environment.torch
-    build = f"CUDA {torch['cuda']}" if torch["cuda"] else "CPU build"
     yield f"{_MARKS[True]} mergekit-3h {environment.package}, Python {environment.python} ({environment.executable})"
-    yield f"{_MARKS[True]} torch {torch['version']}, {build}, {torch['threads']} threads"
+    yield from _torch(environment.torch)
     yield from _host(environment.mergekit, optional=False)
     yield from _host(environment.fusion_bench, optional=True)
     hook = environment.hook
@@ -58,6 +56,15 @@ def _lines(environment: Environment) -> Iterator[str]:
     yield (
         "mergekit works with tsvm and rtsvm" if environment.works else "mergekit does not work with tsvm and rtsvm yet"
     )
+
+
+def _torch(facts: dict[str, Any]) -> Iterator[str]:
+    if "problem" in facts:
+        yield f"{_MARKS[False]} torch {facts['version'] or 'is not installed'}: {facts['problem']}"
+        yield from _advice(facts["advice"])
+        return
+    build = f"CUDA {facts['cuda']}" if facts["cuda"] else "CPU build"
+    yield f"{_MARKS[True]} torch {facts['version']}, {build}, {facts['threads']} threads"
 
 
 def _host(host: Host, optional: bool) -> Iterator[str]:

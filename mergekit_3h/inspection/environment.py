@@ -11,6 +11,7 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -137,55 +138,57 @@ def _version(distribution: str) -> str | None:
 
 
 def _requirements() -> list[Any]:
-    from packaging.requirements import Requirement
-
+    """What this package declares to need; empty where that cannot be read, as in a half-removed installation."""
     try:
-        declared = metadata.requires(PACKAGE) or []
-    except metadata.PackageNotFoundError:
+        from packaging.requirements import Requirement
+
+        return [Requirement(text) for text in metadata.requires(PACKAGE) or []]
+    except (ImportError, metadata.PackageNotFoundError):
         return []
-    return [Requirement(text) for text in declared]
 
 
-def _supported(distribution: str) -> Any:
+def _supported(distribution: str) -> str:
     """The version range that this package declares for another."""
+    return next((str(r.specifier) for r in _requirements() if r.name == distribution), "")
+
+
+def _is_supported(version: str, required: str) -> bool:
     from packaging.specifiers import SpecifierSet
 
-    return next((r.specifier for r in _requirements() if r.name == distribution), SpecifierSet())
+    return SpecifierSet(required).contains(version, prereleases=True)
 
 
 def _mergekit() -> Host:
     required, version = _supported("mergekit"), _version("mergekit")
     if version is None:
-        return Host("mergekit", None, str(required), problem="not installed", advice="pip install mergekit-3h")
-    if not required.contains(version, prereleases=True):
+        return Host("mergekit", None, required, problem="not installed", advice="pip install mergekit-3h")
+    if not _is_supported(version, required):
         advice = f'pip install "mergekit{required}"'
-        return Host("mergekit", version, str(required), problem="version not supported", advice=advice)
+        return Host("mergekit", version, required, problem="version not supported", advice=advice)
     answer, problem = _ask(_ASK_MERGEKIT)
     if problem:
-        return Host(
-            "mergekit", version, str(required), problem=problem, advice=f"pip install --force-reinstall {PACKAGE}"
-        )
+        return Host("mergekit", version, required, problem=problem, advice=f"pip install --force-reinstall {PACKAGE}")
     sees = {name: name in answer for name in METHODS}
     advice = "" if all(sees.values()) else "see the start-up hook below"
-    return Host("mergekit", version, str(required), sees, advice=advice)
+    return Host("mergekit", version, required, sees, advice=advice)
 
 
 def _fusion_bench() -> Host:
     required, version = _supported("fusion-bench"), _version("fusion-bench")
     install = f'pip install "{PACKAGE}[fusion-bench]"'
     if version is None:
-        return Host("fusion-bench", None, str(required), problem="not installed (optional)", advice=install)
-    if not required.contains(version, prereleases=True):
-        return Host("fusion-bench", version, str(required), problem="version not supported", advice=install)
+        return Host("fusion-bench", None, required, problem="not installed (optional)", advice=install)
+    if not _is_supported(version, required):
+        return Host("fusion-bench", version, required, problem="version not supported", advice=install)
     answer, problem = _ask(_ASK_FUSION_BENCH, *METHODS, "mergekit")
     if problem:
-        return Host("fusion-bench", version, str(required), problem=problem, advice=install)
+        return Host("fusion-bench", version, required, problem=problem, advice=install)
     sees = {name: str(target).startswith("fusion_bench_ext.") for name, target in answer.items()}
     errors = [value["error"] for value in answer.values() if isinstance(value, dict)]
     hidden = [name for name, seen in sees.items() if not seen]
     advice = _advice_on_hidden_configs() if hidden else ""
     problem = f"{', '.join(hidden)} not found: {errors[0]}" if errors else ""
-    return Host("fusion-bench", version, str(required), sees, problem, advice)
+    return Host("fusion-bench", version, required, sees, problem, advice)
 
 
 def _advice_on_hidden_configs() -> str:
@@ -233,25 +236,33 @@ def _startup_files(folder: Path) -> list[Path]:
 
 
 def _torch_facts() -> dict[str, Any]:
-    import torch
-
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        return {"version": _version("torch"), "problem": str(error), "advice": "pip install --force-reinstall torch"}
     return {"version": torch.__version__, "cuda": torch.version.cuda, "threads": torch.get_num_threads()}
 
 
 def _devices() -> list[Device]:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
+    processor = Device(f"{platform.machine()}, {os.cpu_count()} cores", "cpu", memory, "half the float32 rate")
+    try:
+        return [processor, *_accelerators()]
+    except (ImportError, OSError):  # torch_facts says why
+        return [processor]
+
+
+def _accelerators() -> Iterator[Device]:
     import torch
 
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
-    found = [Device(f"{platform.machine()}, {os.cpu_count()} cores", "cpu", memory, "half the float32 rate")]
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         facts = torch.cuda.get_device_properties(index)
-        found.append(Device(facts.name, f"cuda:{index}", facts.total_memory, _float64_rate(facts.name)))
+        yield Device(facts.name, f"cuda:{index}", facts.total_memory, _float64_rate(facts.name))
     if torch.backends.mps.is_available():
-        found.append(Device("Apple GPU", "mps", None, "no float64 at all: use the cpu"))
+        yield Device("Apple GPU", "mps", None, "none at all, use the cpu")
     if hasattr(torch, "xpu") and torch.xpu.is_available():
         for index in range(torch.xpu.device_count()):
-            found.append(Device(torch.xpu.get_device_name(index), f"xpu:{index}", None, "depends on the model"))
-    return found
+            yield Device(torch.xpu.get_device_name(index), f"xpu:{index}", None, "depends on the model")
 
 
 def _float64_rate(name: str) -> str:
@@ -262,10 +273,8 @@ def _float64_rate(name: str) -> str:
 
 def _extras() -> list[Extra]:
     names = metadata.metadata(PACKAGE).get_all("Provides-Extra") or [] if _version(PACKAGE) else []
-    return [
-        Extra(name, missing, f'pip install "{PACKAGE}[{name}]"' if missing else "")
-        for name, missing in ((name, _missing_of_extra(name)) for name in names)
-    ]
+    missing = {name: _missing_of_extra(name) for name in names}
+    return [Extra(name, lacks, f'pip install "{PACKAGE}[{name}]"' if lacks else "") for name, lacks in missing.items()]
 
 
 def _missing_of_extra(extra: str) -> list[str]:

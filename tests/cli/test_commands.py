@@ -134,3 +134,17 @@ def test_doctor_without_hosts(tmp_path: Path) -> None:
     done = run_process("doctor", PYTHONPATH=str(tmp_path))
     assert done.returncode == 1
     assert "broken on purpose" in done.stdout and "-> pip install" in done.stdout
+    config = tmp_path / "config.yml"
+    config.write_text("merge_method: ties\n")
+    done = run_process("check", str(config), PYTHONPATH=str(tmp_path))
+    assert done.returncode == 1 and "broken on purpose" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_doctor_without_torch(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError('no such library')")
+    done = run_process("doctor", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 1
+    assert (
+        "no such library" in done.stdout and "--force-reinstall torch" in done.stdout and "Traceback" not in done.stderr
+    )

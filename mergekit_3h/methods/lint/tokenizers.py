@@ -60,7 +60,8 @@ def _vocabulary(
     by_id = {index: token for token, index in ours.ids.items()}
     moved = [token for token, index in theirs.ids.items() if index in by_id and by_id[index] != token]
     added = [token for token, index in theirs.ids.items() if index not in by_id]
-    lacking = [token for token, index in ours.ids.items() if index not in set(theirs.ids.values())]
+    their_ids = set(theirs.ids.values())
+    lacking = [token for token, index in ours.ids.items() if index not in their_ids]
     if moved:
         severity: Severity = "error" if len(moved) > _FEW_RENAMED * len(by_id) else "warning"
         message = (
