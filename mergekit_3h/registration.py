@@ -33,9 +33,11 @@ def register_own_methods() -> None:
     While mergekit's own import is under way, whoever imports this package registers its methods: the hook, or a
     mergekit that loads the group itself. So there is nothing to do before the end of that import.
     """
-    spec = sys.modules[GROUP].__spec__
-    if spec is not None and getattr(spec, "_initializing", False):
-        _when_imported(spec, register_own_methods)
+    mergekit = sys.modules.get(GROUP)
+    if mergekit is None:  # that import has failed in the meantime
+        return
+    if mergekit.__spec__ is not None and getattr(mergekit.__spec__, "_initializing", False):
+        _when_imported(mergekit.__spec__, register_own_methods)
         return
     for entry_point in OWN_METHODS:
         _register_entry_point(entry_point, PACKAGE)

@@ -142,3 +142,15 @@ def test_uninstalling_leaves_nothing(changeable: Environment) -> None:
     left = [path for path in changeable.site_packages.rglob("*mergekit_3h*") if path.is_file()]
     assert left == []
     assert changeable.answer(NAMES) == WITHOUT_HOOK
+
+
+def test_an_interrupt_while_methods_load_is_no_bad_entry_point(changeable: Environment) -> None:
+    (changeable.site_packages / "second_package" / "sharing.py").write_text("raise KeyboardInterrupt")
+    code = """
+        try:
+            import mergekit.merge_methods
+        except KeyboardInterrupt as interrupt:
+            print(repr(interrupt.__context__))
+    """
+    done = changeable.run(code)
+    assert (done.stdout.strip(), done.stderr) == ("None", "")
