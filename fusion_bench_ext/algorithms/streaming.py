@@ -20,7 +20,8 @@ from tqdm.auto import tqdm
 from fusion_bench_ext.agreement import names_to_merge
 from fusion_bench_ext.assembly import build_module
 from fusion_bench_ext.errors import shown_by_hydra
-from fusion_bench_ext.models import OpenModel, open_model
+from fusion_bench_ext.models import OpenModel
+from fusion_bench_ext.pools import open_model
 from mergekit_3h.errors import ModelError, OptionError, TensorError
 
 LOG = logging.getLogger(__name__)

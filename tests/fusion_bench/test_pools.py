@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,18 @@ def test_relative_paths(llama, monkeypatch: pytest.MonkeyPatch):
     }
     merged = TSVM().run(CausalLMPool(models, tokenizer=None, enable_lazy_loading=True))
     assert differing(merged.state_dict(), expected.state_dict()) == []
+
+
+def test_pytorch_files(llama, tmp_path: Path):
+    expected = TSVM().run(pool_of(llama, lazy=True))
+    copy_of_expert = tmp_path / "in_pytorch_format"
+    shutil.copytree(llama.experts[2], copy_of_expert)
+    (copy_of_expert / "model.safetensors").unlink()
+    torch.save(stored(llama.experts[2]), copy_of_expert / "pytorch_model.bin")
+    models = {"_pretrained_": str(llama.base), **named_experts(llama, 2), "gamma": str(copy_of_expert)}
+    for lazy in (True, False):
+        merged = TSVM().run(CausalLMPool(models, tokenizer=None, enable_lazy_loading=lazy))
+        assert differing(merged.state_dict(), expected.state_dict()) == []
 
 
 def test_torch_dtype_of_the_pool(llama):

@@ -66,6 +66,15 @@ def test_tensor_of_another_shape_than_its_config_says(lazy, altered):
 
 
 @pytest.mark.parametrize("lazy", [True, False])
+def test_file_that_was_cut_off(lazy, altered):
+    pool = altered(lambda tensors: None, lazy=lazy)
+    file = Path(pool.get_model_path("beta")) / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:5000])
+    with pytest.raises(ModelError, match="model 'beta' of the pool cannot be loaded"):
+        TSVM().run(pool)
+
+
+@pytest.mark.parametrize("lazy", [True, False])
 @pytest.mark.parametrize("algorithm", [TSVM, ties])
 def test_models_of_another_shape(algorithm, lazy, llama, family):
     wider = family("llama", intermediate_size=64)

@@ -1,0 +1,61 @@
+"""Opens the models of FusionBench's pools."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+from fusion_bench.modelpool.base_pool import BaseModelPool
+from fusion_bench.utils.lazy_state_dict import LazyStateDict
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from fusion_bench_ext.lazy_models import LazyModel
+from fusion_bench_ext.models import LoadedModel, OpenModel, missing_from_checkpoint
+from mergekit_3h.errors import ModelError, ThreeHError
+
+
+def open_model(pool: BaseModelPool, name: str) -> OpenModel:
+    """The model ``name`` of ``pool``; whatever goes wrong names it."""
+    try:
+        loaded, missing = _load(pool, name)
+        if isinstance(loaded, LazyStateDict):
+            return LazyModel(name, loaded)
+    except ThreeHError:
+        raise
+    except Exception as error:
+        reason = str(error).strip() or "no further reason given"
+        raise ModelError(f"model {name!r} of the pool cannot be loaded: {type(error).__name__}: {reason}") from error
+    if missing:
+        raise missing_from_checkpoint(name, sorted(missing))
+    if isinstance(loaded, nn.Module):
+        return LoadedModel(name, loaded)
+    raise ModelError(f"model {name!r} of the pool is a {type(loaded).__name__}, expected a torch module")
+
+
+def _load(pool: BaseModelPool, name: str) -> tuple[Any, set[str]]:
+    """What the pool loads, and which tensors transformers had to make up because the checkpoint lacks them."""
+    what: Any = pool._models[name]
+    is_lazy = bool(getattr(pool, "enable_lazy_loading", False))
+    if isinstance(what, DictConfig) and is_lazy:
+        # FusionBench takes the path out of the config that it loads a lazy model from; it gets a copy.
+        what = deepcopy(what)
+        OmegaConf.set_struct(what, False)
+        return pool.load_model(what), set()
+    if is_lazy or not _comes_from_transformers(pool, what):
+        return pool.load_model(name), set()
+    model_and_info: Any = pool.load_model(name, output_loading_info=True)
+    return model_and_info[0], set(model_and_info[1]["missing_keys"])
+
+
+def _comes_from_transformers(pool: BaseModelPool, what: Any) -> bool:
+    """Whether ``load_model`` passes keywords on to a ``from_pretrained`` of transformers and returns its result."""
+    from fusion_bench.modelpool.causal_lm.causal_lm import CausalLMPool
+    from fusion_bench.modelpool.clip_vision.modelpool import CLIPVisionModelPool
+
+    if type(pool).load_model not in (CausalLMPool.load_model, CLIPVisionModelPool.load_model):
+        return False
+    if isinstance(what, str):
+        return True
+    target = str(what.get("_target_", "")) if isinstance(what, DictConfig) else ""
+    return target.startswith("transformers.") and target.endswith(".from_pretrained")
