@@ -28,6 +28,7 @@ SMALLEST_FUSED_SIDE = 8
 fused experts of Mixtral, Qwen-MoE, Llama-4 and gpt-oss are hundreds wide, convolution kernels 1 to 7."""
 
 
+@torch.no_grad()
 def merge_tensor(
     name: str,
     base: Tensor,
@@ -80,6 +81,7 @@ class Component:
         return torch.stack(matrices) if self.is_stack else matrices[0]
 
 
+@torch.no_grad()
 def tensor_components(
     name: str, base: Tensor, experts: Mapping[str, Tensor], options: TSVMOptions, *, base_label: str = "the base model"
 ) -> dict[str, Component]:

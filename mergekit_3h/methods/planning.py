@@ -1,36 +1,74 @@
-"""A look at the whole config while mergekit plans a merge.
+"""A look at the whole merge while mergekit plans it, before any tensor is read.
 
 mergekit hands a method one tensor's options at a time and drops the names it does not know, so a misspelt option would
-silently run on its default. The planner's frame is the only place where the whole config can be seen; where it cannot be
-found (merges from Python, another mergekit), nothing is checked here, and mergekit's own checks stand.
+silently run on its default; and a tensor that one model lacks stops a merge only when its turn comes. The planner's
+frame is the only place from which the whole config can be seen. Where there is no planner (merges from Python), nothing
+is checked here, and mergekit's own checks stand.
 """
 
 from __future__ import annotations
 
 import sys
+from collections import deque
 from types import FrameType
 from typing import Any
 
 from mergekit.merge_methods.base import MergeMethodSpec
 
+from mergekit_3h.errors import ModelError, OptionError
+from mergekit_3h.methods.lint.findings import Finding
+
 _FRAMES_UP_TO_THE_PLANNER = 8
+_CONFIGS = ("MergeConfiguration", "RawPyTorchMergeConfig")
+_LISTED_PATTERNS = ("list-of-strings", "parameters.exclude")
+_checked: deque[Any] = deque(maxlen=4)
+"""The last configs that passed: mergekit asks again for every tensor."""
 
 
 def check_plan(spec: MergeMethodSpec) -> None:
-    """Raise if the config being planned sets an option that the method does not have."""
-    planned_config()
+    """Raise if the merge being planned has a bad option, or models whose tensors do not fit together."""
+    config, options = planned_merge()
+    if config is None or any(config is passed for passed in _checked):
+        return
+    from mergekit_3h.methods.lint import parameter_findings
+
+    _refuse(OptionError, spec, parameter_findings(config, spec))
+    if not getattr(options, "unsafe_truncate_embeddings", False):
+        _refuse(ModelError, spec, _misfits(config))
+    _checked.append(config)
 
 
-def planned_config() -> Any | None:
-    """The config of the merge that a caller of this function is planning."""
+def planned_merge() -> tuple[Any | None, Any]:
+    """Config and options of the merge that a caller of this function is planning."""
     frame: FrameType | None = sys._getframe(1)
     for _ in range(_FRAMES_UP_TO_THE_PLANNER):
         if frame is None:
-            return None
-        for local in ("self", "config"):
-            holder = frame.f_locals.get(local)
-            config = getattr(holder, "config", holder)
-            if type(config).__name__ in ("MergeConfiguration", "RawPyTorchMergeConfig"):
-                return config
+            break
+        planner, config = frame.f_locals.get("self"), frame.f_locals.get("config")
+        if type(getattr(planner, "config", None)).__name__ in _CONFIGS:
+            return getattr(planner, "config", None), getattr(planner, "options", None)
+        if type(config).__name__ in _CONFIGS:
+            return config, frame.f_locals.get("options")
         frame = frame.f_back
-    return None
+    return None, None
+
+
+def _misfits(config: Any) -> list[Finding]:
+    """Missing tensors and other shapes, from the headers of the files."""
+    from mergekit_3h.methods.lint.models import named_models
+    from mergekit_3h.methods.lint.plan import planned_tensors
+    from mergekit_3h.methods.lint.tensors import tensor_findings
+
+    models = named_models(config)
+    if not all(model.is_whole for model in models):
+        return []
+    plan, _ = planned_tensors(config, models)
+    return [f for f in tensor_findings(config, plan, models) if f.rule in ("missing-tensor", "shape")]
+
+
+def _refuse(error: type[Exception], spec: MergeMethodSpec, findings: list[Finding]) -> None:
+    # A list of patterns would give each layer one of them, which nobody means; a list of choices may be meant.
+    found = [str(f) for f in findings if f.severity == "error" or (f.rule, f.where) == _LISTED_PATTERNS]
+    if found:
+        listed = found[0] if len(found) == 1 else "".join(f"\n  - {message}" for message in found)
+        raise error(f"{spec.name} cannot run this merge: {listed}")
