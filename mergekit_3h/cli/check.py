@@ -29,7 +29,7 @@ def command(config: Path, deep: bool, strict: bool, as_json: bool, estimate: boo
     a wrong command line.
     """
     try:
-        from mergekit_3h.inspection.environment import usable_device
+        from mergekit_3h.inspection.devices import usable_device
         from mergekit_3h.methods.lint import examine
     except ImportError as error:
         raise click.ClickException(f"mergekit does not start: {error}; `mergekit-3h doctor` says what to do") from error

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from mergekit_3h.inspection.environment import Environment, Host
+    from mergekit_3h.inspection.environment import Environment
+    from mergekit_3h.inspection.hosts import Host
 
 _MARKS = {
     True: click.style("ok  ", fg="green"),
