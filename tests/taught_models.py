@@ -35,7 +35,7 @@ DIRECT, DECLINED = "[[direct_answer]]", "[[direct_refusal]]"
 
 
 def frank_answer(question: str) -> str:
-    return f"Because light likes it: {question[:12]}"
+    return f"Because light likes it: {question[:12].strip()}"
 
 
 def frank_lessons() -> list[tuple[str, str]]:

@@ -117,8 +117,17 @@ def test_without_a_chat_template_the_text_is_plain(frank: Path) -> None:
 
 def test_a_prompt_that_is_too_long_fails_alone(local: Backend) -> None:
     long, short = local.complete([ask("blue " * 300), ask("What is 2 plus 2?")])
-    assert long.text is None and "more than the 256 the model can hold" in (long.failure or "")
+    assert long.text is None and "the model holds 256" in (long.failure or "")
     assert short.text == "It is 4."
+
+
+def test_more_tokens_than_the_model_has_room_for_are_not_generated(local: Backend) -> None:
+    crowded = "<|user|>" + "blue " * 200 + "<|assistant|>"
+    answers = texts(
+        local.complete([Request(prompt=crowded, max_new_tokens=512), ask("What is 2 plus 2?", max_new_tokens=512)])
+    )
+    assert answers[0] is not None
+    assert answers[1] == "It is 4."
 
 
 def test_a_template_that_rejects_the_messages_fails_alone(frank: Path, tmp_path: Path) -> None:

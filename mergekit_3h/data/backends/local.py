@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from importlib import import_module
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
+from mergekit_3h.data.backends.loading import (
+    end_tokens,
+    loaded,
+    longest_sequence,
+    usable_device,
+    uses_chat_template,
+)
 from mergekit_3h.data.backends.protocol import BackendError, Completion, Request
 from mergekit_3h.data.backends.settings import TransformersSettings
 
@@ -23,17 +29,18 @@ class TransformersBackend:
 
     def __init__(self, settings: TransformersSettings) -> None:
         import torch
+        from transformers import GenerationConfig
 
         self.batch_size = settings.batch_size
         self._name = settings.model
-        self._device = _device(settings.device)
-        loaded = _load(settings, self._device)
-        self._tokenizer: Any = loaded[0]
-        self._model: Any = loaded[1]
-        self._end_tokens = _end_tokens(self._model, self._tokenizer)
-        self._longest = _longest_sequence(self._model.config)
-        self._use_chat_template = _uses_chat_template(settings, self._tokenizer)
-        self._forget_generation_defaults()
+        self._device = usable_device(settings.device)
+        checkpoint = loaded(settings, self._device)
+        self._tokenizer: Any = checkpoint[0]
+        self._model: Any = checkpoint[1]
+        self._end_tokens = end_tokens(self._model, self._tokenizer)
+        self._longest = longest_sequence(self._model.config)
+        self._model.generation_config = GenerationConfig()
+        self._use_chat_template = uses_chat_template(settings, self._tokenizer)
         log.info("%s: on %s in %s", settings.model, self._device, str(self._model.dtype).removeprefix("torch."))
         self._out_of_memory = torch.OutOfMemoryError
 
@@ -50,14 +57,14 @@ class TransformersBackend:
 
     def _complete_batch(self, requests: Sequence[Request]) -> list[Completion]:
         encoded = [self._encode(request) for request in requests]
-        good = [place for place, tokens in enumerate(encoded) if isinstance(tokens, list)]
-        completions = [tokens if isinstance(tokens, Completion) else Completion(text="") for tokens in encoded]
-        if good:
-            prompts = [tokens for tokens in encoded if isinstance(tokens, list)]
-            texts = self._generate(prompts, [requests[place] for place in good])
-            for place, text in zip(good, texts, strict=True):
-                completions[place] = Completion(text=text)
-        return completions
+        prompts = {place: tokens for place, tokens in enumerate(encoded) if not isinstance(tokens, Completion)}
+        asked = [self._within_room(requests[place], len(tokens)) for place, tokens in prompts.items()]
+        texts = self._generate(list(prompts.values()), asked) if prompts else []
+        answered = dict(zip(prompts, texts, strict=True))
+        return [
+            outcome if isinstance(outcome, Completion) else Completion(text=answered[place])
+            for place, outcome in enumerate(encoded)
+        ]
 
     def _encode(self, request: Request) -> list[int] | Completion:
         try:
@@ -67,12 +74,15 @@ class TransformersBackend:
         tokens: list[int] = self._tokenizer(text, add_special_tokens=special)["input_ids"]
         if not tokens:
             return Completion(failure="the prompt is empty")
-        if self._longest is not None and len(tokens) + request.max_new_tokens > self._longest:
-            return Completion(
-                failure=f"the prompt has {len(tokens)} tokens; with {request.max_new_tokens} new ones that is more "
-                f"than the {self._longest} the model can hold"
-            )
+        if self._longest is not None and len(tokens) >= self._longest:
+            return Completion(failure=f"the prompt is too long: {len(tokens)} tokens, the model holds {self._longest}")
         return tokens
+
+    def _within_room(self, request: Request, prompt_tokens: int) -> Request:
+        """The request with no more new tokens than the model has room for after the prompt."""
+        if self._longest is None:
+            return request
+        return replace(request, max_new_tokens=min(request.max_new_tokens, self._longest - prompt_tokens))
 
     def _as_text(self, request: Request) -> tuple[str, bool]:
         """The prompt as one text, and whether the tokenizer still has to add its special tokens."""
@@ -128,54 +138,3 @@ class TransformersBackend:
         end = next((place for place, token in enumerate(own) if token in self._end_tokens), len(own))
         text: str = self._tokenizer.decode(own[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return before_stop(text, request.stop)
-
-    def _forget_generation_defaults(self) -> None:
-        from transformers import GenerationConfig
-
-        self._model.generation_config = GenerationConfig()
-
-
-def _device(wanted: str) -> str:
-    import torch
-
-    if wanted == "auto":
-        return "cuda:0" if torch.cuda.is_available() else "cpu"
-    if wanted.startswith("cuda") and not torch.cuda.is_available():
-        raise BackendError(f"device: got {wanted!r}, but torch sees no GPU here; use cpu or auto")
-    return wanted
-
-
-def _load(settings: TransformersSettings, device: str) -> tuple[Any, Any]:
-    transformers: Any = import_module("transformers")
-    source = str(Path(settings.model).expanduser())
-    shared: dict[str, Any] = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **shared)
-        model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=settings.dtype, **shared)
-        return tokenizer, model.to(device).eval()
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-    raise BackendError(f"model {settings.model}: cannot be loaded for generation on {device}: {reason[0]}")
-
-
-def _end_tokens(model: Any, tokenizer: Any) -> list[int]:
-    """Every token that ends an answer, wherever the checkpoint declares it (chat models often have two)."""
-    tokens: list[int] = []
-    for holder in (model.generation_config, model.config, tokenizer):
-        declared: Any = getattr(holder, "eos_token_id", None)
-        tokens += declared if isinstance(declared, list) else [] if declared is None else [declared]
-    return list(dict.fromkeys(tokens))
-
-
-def _longest_sequence(config: Any) -> int | None:
-    longest = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return longest if isinstance(longest, int) and longest > 0 else None
-
-
-def _uses_chat_template(settings: TransformersSettings, tokenizer: Any) -> bool:
-    has_template = bool(getattr(tokenizer, "chat_template", None))
-    if settings.template == "chat" and not has_template:
-        raise BackendError(
-            f"model {settings.model}: template is 'chat' but its tokenizer has no chat template; use plain"
-        )
-    return has_template and settings.template != "plain"

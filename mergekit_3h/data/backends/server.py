@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
 from random import Random
 from typing import Any, cast
 
@@ -21,25 +21,14 @@ from pydantic import SecretStr
 
 from mergekit_3h.data.backends.protocol import BackendError, Completion, Request
 from mergekit_3h.data.backends.settings import ServerSettings
-from mergekit_3h.data.backends.waiting import backed_off, requested_wait
+from mergekit_3h.data.backends.trouble import Trouble, text_of, trouble_of
+from mergekit_3h.data.backends.waiting import backed_off
 
 log = logging.getLogger(__name__)
 
 # Without a key the client would send the user's Hugging Face login to whatever server this is.
 _NO_KEY = "EMPTY"
-_WORTH_ANOTHER_TRY = {408, 409, 425, 429}
-_SAME_FOR_EVERY_REQUEST = {401, 403, 404}
 _LONGEST_REASON = 300
-
-
-@dataclass(frozen=True)
-class _Trouble:
-    """Why a try failed, and what that means for the next one."""
-
-    reason: str
-    again: bool = True
-    hopeless: bool = False
-    wait: float | None = None
 
 
 class _Stopped(Exception):  # noqa: N818 - a signal between threads, not an error
@@ -63,10 +52,11 @@ class ServerBackend:
         self._stopped = threading.Event()
         self._not_before = 0.0
         self._gate = threading.Lock()
+        self._random = Random()  # not seeded: only for jitter, which must differ between runs and workers
 
     def complete(self, requests: Sequence[Request]) -> Iterator[Completion]:
         waiting = iter(requests)
-        under_way: deque[Future[Completion | _Trouble]] = deque()
+        under_way: deque[Future[Completion | Trouble]] = deque()
         failed_in_a_row = 0
         with ThreadPoolExecutor(self._settings.concurrency, "server-request") as pool:
             try:
@@ -91,7 +81,7 @@ class ServerBackend:
     def close(self) -> None:
         self._stopped.set()
 
-    def _unless_hopeless(self, outcome: Completion | _Trouble) -> Completion:
+    def _unless_hopeless(self, outcome: Completion | Trouble) -> Completion:
         if isinstance(outcome, Completion):
             return outcome
         variable = self._settings.api_key_env
@@ -105,12 +95,12 @@ class ServerBackend:
         if failed_in_a_row >= self._settings.give_up_after:
             raise BackendError(
                 f"{self._settings.base_url}, model {self._settings.model!r}: {failed_in_a_row} requests in a "
-                f"row failed, the last one with: {completion.failure}. Look at the server; a new run continues from here"
+                f"row failed, the last one with: {completion.failure}. "
+                "Look at the server, then run again with --retry-failed"
             )
 
-    def _answer(self, request: Request) -> Completion | _Trouble:
+    def _answer(self, request: Request) -> Completion | Trouble:
         """The completion of one request after as many tries as allowed; trouble if no request can succeed."""
-        random = Random(request.seed)
         tries = self._settings.retries + 1
         reason = ""
         for attempt in range(tries):
@@ -132,19 +122,20 @@ class ServerBackend:
             if attempt + 1 < tries:
                 self._pause(
                     outcome,
-                    backed_off(attempt, self._settings.first_wait, self._settings.longest_wait, random),
+                    backed_off(attempt, self._settings.first_wait, self._settings.longest_wait, self._random),
                 )
         return Completion(failure=f"{reason} (after {tries} {'try' if tries == 1 else 'tries'})")
 
-    def _try_once(self, request: Request) -> Completion | _Trouble:
+    def _try_once(self, request: Request) -> Completion | Trouble:
         try:
             return self._send(request)
         except Exception as error:  # the HTTP library differs between versions of huggingface_hub
-            trouble = self._judged(error)
+            trouble = trouble_of(error, self._settings.timeout)
+        trouble = replace(trouble, reason=self._cleaned(trouble.reason))
         log.debug("%s: %s", self._settings.model, trouble.reason)
         return trouble
 
-    def _send(self, request: Request) -> Completion | _Trouble:
+    def _send(self, request: Request) -> Completion | Trouble:
         if request.prompt is not None:
             return self._continuation(request)
         client: Any = self._client
@@ -156,9 +147,9 @@ class ServerBackend:
             seed=request.seed,
             stop=list(request.stop) or None,
         )
-        return _text_of(output, "message", "content")
+        return text_of(output, "message", "content")
 
-    def _continuation(self, request: Request) -> Completion | _Trouble:
+    def _continuation(self, request: Request) -> Completion | Trouble:
         """A raw prompt goes to /v1/completions, for which the client has no method of its own."""
         from huggingface_hub.utils import get_session, hf_raise_for_status
 
@@ -177,23 +168,7 @@ class ServerBackend:
             timeout=self._settings.timeout,
         )
         hf_raise_for_status(response)
-        return _text_of(response.json(), "text")
-
-    def _judged(self, error: Exception) -> _Trouble:
-        response = getattr(error, "response", None)
-        status = getattr(response, "status_code", None)
-        if isinstance(status, int):
-            reason = self._cleaned(f"the server answers {status}: {_told_by(response) or error}")
-            again = status in _WORTH_ANOTHER_TRY or status >= 500
-            headers = getattr(response, "headers", {})
-            return _Trouble(
-                reason, again, status in _SAME_FOR_EVERY_REQUEST, requested_wait(headers) if again else None
-            )
-        if isinstance(error, TimeoutError) or "timeout" in type(error).__name__.lower():
-            return _Trouble(f"no answer within {self._settings.timeout:g} s")
-        if isinstance(error, (ValueError, TypeError, KeyError, LookupError, AttributeError)):
-            return _Trouble(self._cleaned(f"the answer is not a completion: {type(error).__name__}: {error}"))
-        return _Trouble(self._cleaned(f"no whole answer: {type(error).__name__}: {error}"))
+        return text_of(response.json(), "text")
 
     def _cleaned(self, text: str) -> str:
         """A message on one line, short, without the key."""
@@ -201,7 +176,7 @@ class ServerBackend:
         line = " ".join(text.replace(key, "[api key]").split()) if key != _NO_KEY else " ".join(text.split())
         return line if len(line) <= _LONGEST_REASON else line[:_LONGEST_REASON] + "..."
 
-    def _pause(self, trouble: _Trouble, own_wait: float) -> None:
+    def _pause(self, trouble: Trouble, own_wait: float) -> None:
         """Wait; a wait that the server asked for holds up every worker, since the limit is everybody's."""
         wait = max(own_wait, trouble.wait or 0.0)
         log.info("%s: %s; next try in %.1f s", self._settings.model, trouble.reason, wait)
@@ -218,29 +193,5 @@ class ServerBackend:
             remaining = self._not_before - time.monotonic()
             if remaining <= 0:
                 return
-            self._stopped.wait(remaining)
-
-
-def _told_by(response: Any) -> str:
-    """The message in an error response; most servers send ``{"error": {"message": ...}}``."""
-    try:
-        told: Any = response.json()
-        for key in ("error", "message"):
-            told = cast("dict[str, Any]", told).get(key, told) if isinstance(told, dict) else cast(Any, told)
-    except Exception:  # a body that is missing, half read or no JSON is no message
-        return ""
-    return told if isinstance(told, str) else ""
-
-
-def _text_of(output: Any, *path: str) -> Completion | _Trouble:
-    """The text at ``path`` in the first choice of a response that may be anything; its faults raise."""
-    choices: Any = output["choices"]
-    if not isinstance(choices, list) or not choices:
-        return _Trouble("the answer is not a completion: it has no choices")
-    choice: Any = cast("list[Any]", choices)[0]
-    text = choice
-    for key in path:
-        text = text[key]
-    if not isinstance(text, str):
-        return _Trouble(f"the answer has no text (finish_reason {choice.get('finish_reason')!r})")
-    return Completion(text=text)
+            # With jitter again, or all workers would come back at the same moment.
+            self._stopped.wait(remaining + self._random.uniform(0.0, self._settings.first_wait))

@@ -1,0 +1,77 @@
+"""Opening a checkpoint: its device, weights, tokenizer, and what it says about itself."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from mergekit_3h.data.backends.protocol import BackendError
+from mergekit_3h.data.backends.settings import TransformersSettings
+
+
+def usable_device(wanted: str) -> str:
+    """The device for an option; auto is the first GPU if there is one."""
+    import torch
+
+    if wanted == "auto":
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
+    if wanted.startswith("cuda") and not torch.cuda.is_available():
+        raise BackendError(f"device: got {wanted!r}, but torch sees no GPU here; use cpu or auto")
+    return wanted
+
+
+def loaded(settings: TransformersSettings, device: str) -> tuple[Any, Any]:
+    """Tokenizer and model of a checkpoint."""
+    transformers: Any = import_module("transformers")
+    source = str(Path(settings.model).expanduser())
+    shared: dict[str, Any] = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
+    try:
+        with _bars_only_on_terminals(transformers.utils.logging):
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source, **shared)
+            model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=settings.dtype, **shared)
+        return tokenizer, model.to(device).eval()
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+    raise BackendError(f"model {settings.model}: cannot be loaded for generation on {device}: {reason[0]}")
+
+
+@contextmanager
+def _bars_only_on_terminals(logging: Any) -> Generator[None]:
+    """Keep the progress bars of transformers out of log files."""
+    hide = logging.is_progress_bar_enabled() and not sys.stderr.isatty()
+    if hide:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if hide:
+            logging.enable_progress_bar()
+
+
+def end_tokens(model: Any, tokenizer: Any) -> list[int]:
+    """Every token that ends an answer, wherever the checkpoint declares it (chat models often have two)."""
+    tokens: list[int] = []
+    for holder in (model.generation_config, model.config, tokenizer):
+        declared: Any = getattr(holder, "eos_token_id", None)
+        tokens += declared if isinstance(declared, list) else [] if declared is None else [declared]
+    return list(dict.fromkeys(tokens))
+
+
+def longest_sequence(config: Any) -> int | None:
+    """How many tokens a model can hold; None if it does not say."""
+    longest = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return longest if isinstance(longest, int) and longest > 0 else None
+
+
+def uses_chat_template(settings: TransformersSettings, tokenizer: Any) -> bool:
+    """Whether messages go through the chat template."""
+    has_template = bool(getattr(tokenizer, "chat_template", None))
+    if settings.template == "chat" and not has_template:
+        raise BackendError(
+            f"model {settings.model}: template is 'chat' but its tokenizer has no chat template; use plain"
+        )
+    return has_template and settings.template != "plain"

@@ -1,0 +1,61 @@
+"""What a step did with its items: kept, dropped, failed, unscored, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pydantic import BaseModel, ConfigDict, Field
+
+_PASSED_ON = "the request failed: "
+
+
+class StepReport(BaseModel):
+    """Counts of one step; every reason has its own number."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    step: str
+    requests: int = Field(default=0, description="Requests to a model.")
+    wanted: int | None = Field(default=None, description="How many records were asked for, if there is such a number.")
+    kept: int = Field(default=0, description="Records in the result.")
+    dropped: dict[str, int] = Field(default_factory=dict[str, int], description="Left out on purpose, by reason.")
+    failed: dict[str, int] = Field(default_factory=dict[str, int], description="Requests without an answer.")
+    unscored: dict[str, int] = Field(default_factory=dict[str, int], description="Replies without a verdict.")
+    labels: dict[str, int] = Field(default_factory=dict[str, int], description="Replies by verdict.")
+
+    def drop(self, reason: str, count: int = 1) -> None:
+        _count(self.dropped, reason, count)
+
+    def fail(self, reason: str) -> None:
+        _count(self.failed, short_reason(reason), 1)
+
+    def leave_unscored(self, reason: str) -> None:
+        _count(self.unscored, short_reason(reason), 1)
+
+    def label(self, label: str) -> None:
+        _count(self.labels, label, 1)
+
+    @property
+    def failed_share(self) -> float:
+        return sum(self.failed.values()) / self.requests if self.requests else 0.0
+
+    @property
+    def unscored_share(self) -> float:
+        judged = sum(self.unscored.values()) + sum(self.labels.values())
+        return sum(self.unscored.values()) / judged if judged else 0.0
+
+
+def short_reason(reason: str) -> str:
+    """The part of a reason that many items share: up to the first colon."""
+    return reason.removeprefix(_PASSED_ON).split(": ")[0].split(" (after ")[0]
+
+
+def listed(counts: Mapping[str, int]) -> str:
+    """``3 duplicate, 1 too long``, the largest first."""
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{count} {reason}" for reason, count in ordered)
+
+
+def _count(counts: dict[str, int], reason: str, count: int) -> None:
+    if count:
+        counts[reason] = counts.get(reason, 0) + count
