@@ -15,6 +15,10 @@ from tiny_models import Family, tiny_tokenizer
 from transformers import OPTConfig, OPTForCausalLM
 
 from mergekit_3h.methods.lint import examine, lint
+from mergekit_3h.methods.lint.estimate import decomposed
+from mergekit_3h.methods.lint.models import named_models
+from mergekit_3h.methods.lint.plan import planned_tensors
+from mergekit_3h.methods.lint.source import read_documents
 
 
 @pytest.mark.parametrize("method", ["ties", "tsvm", "rtsvm"])
@@ -223,6 +227,26 @@ def test_filter_that_matches_nothing(llamas: Workshop) -> None:
     assert set(dead) == {"parameters.density[0].filter", "parameters.density[1].filter"}
     assert "'self_attn'" in dead["parameters.density[0].filter"]
     assert "patterns" in dead["parameters.density[1].filter"]
+
+
+def test_exclusion_that_matches_nothing(llamas: Workshop) -> None:
+    exclude = [{"filter": "lm_head", "value": "lm_head"}, {"value": "embed_tokns, *.norm, model.layers.?.mlp.*"}]
+    findings = llamas.lint(llamas.config("rtsvm", parameters={"exclude": exclude}))
+    assert all((f.rule, f.where) == ("dead-filter", "parameters.exclude") for f in findings)
+    advice = {finding.message.split("'")[1]: finding.advice for finding in findings}
+    assert set(advice) == {"embed_tokns", "*.norm"}
+    assert "'embed_tokens'" in advice["embed_tokns"] and "whole tensor name" in advice["*.norm"]
+
+
+def test_excluded_tensors_cost_no_decomposition(llamas: Workshop) -> None:
+    models = named_models(read_documents(_yaml(llamas.config("tsvm")))[0].config)
+    names = []
+    for exclude in ("", "model"):
+        config = read_documents(_yaml(llamas.config("tsvm", parameters={"exclude": exclude})))[0].config
+        plan, _ = planned_tensors(config, models)
+        names.append(decomposed(config, plan))
+    # All matrices, and then the head alone.
+    assert (len(names[0]), names[1]) == (16, ["lm_head.weight"])
 
 
 def test_required_option_that_its_filters_leave_out(llamas: Workshop) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 
 from mergekit_3h.inspection.checkpoints import DTYPE_BYTES
 from mergekit_3h.inspection.throughput import Throughput, measure_throughput
+from mergekit_3h.merging import merges_as_matrices
 from mergekit_3h.methods.lint.models import NamedModel
 from mergekit_3h.methods.lint.plan import PlannedTensor, source_tensors
-from mergekit_3h.options import METHODS
+from mergekit_3h.options import METHODS, parse_options
 
 # mergekit collects tensors up to this size before it writes a shard (its --out-shard-size).
 SHARD_BYTES = 5_000_000_000
@@ -54,10 +55,13 @@ def estimate_merge(config: Any, plan: list[PlannedTensor], models: list[NamedMod
     speed = measure_throughput(sample, device)
     method = config.merge_method
     plan = [tensor for tensor in plan if tensor.shape] + source_tensors(plan, models)
-    compute = sum(_compute_seconds(method, tensor, speed) for tensor in plan)
+    matrices = set(decomposed(config, plan))
+    passes = _SORTING_PASSES if method in _SORTING_METHODS else _PLAIN_PASSES
+    compute = sum(_passing_seconds(tensor, passes, speed) for tensor in plan)
+    compute += sum(_decomposition_seconds(tensor, speed) for tensor in plan if tensor.name in matrices)
     output = sum(_elements(tensor) * _output_width(config, tensor) for tensor in plan)
     read = sum(given.stored.nbytes for tensor in plan for given in tensor.inputs if given.stored)
-    working = max((_working_bytes(method, tensor) for tensor in plan), default=0)
+    working = max((_working_bytes(tensor, tensor.name in matrices) for tensor in plan), default=0)
     pickles = sum(file.stat().st_size for file in files if file.suffix != ".safetensors")
     what = "float64 eigendecompositions and products" if method in METHODS else "element-wise passes"
     return Estimate(
@@ -71,6 +75,18 @@ def estimate_merge(config: Any, plan: list[PlannedTensor], models: list[NamedMod
         device=device,
         basis=f"scaled from short runs of {what} on {device}, and of reading and writing, on this machine",
     )
+
+
+def decomposed(config: Any, plan: list[PlannedTensor]) -> list[str]:
+    """Names of the tensors that go through singular vectors: none but those of our own methods."""
+    import torch
+
+    if config.merge_method not in METHODS:
+        return []
+    exclude = (config.parameters or {}).get("exclude", "")
+    options = parse_options(config.merge_method, {"exclude": exclude if isinstance(exclude, str) else ""})
+    shapes = {tensor.name: torch.empty(tensor.shape, device="meta") for tensor in plan}
+    return [name for name, shape in shapes.items() if merges_as_matrices(name, shape, options)]
 
 
 def _elements(tensor: PlannedTensor) -> int:
@@ -104,12 +120,12 @@ def _matrices(tensor: PlannedTensor) -> tuple[int, int, int]:
     return count, min(rows, columns), max(rows, columns)
 
 
-def _compute_seconds(method: str, tensor: PlannedTensor, speed: Throughput) -> float:
+def _passing_seconds(tensor: PlannedTensor, passes: int, speed: Throughput) -> float:
     inputs = sum(given.stored is not None for given in tensor.inputs)
-    passes = _SORTING_PASSES if method in _SORTING_METHODS else _PLAIN_PASSES
-    elementwise = passes * inputs * 4 * _elements(tensor) / speed.elementwise
-    if method not in METHODS or len(tensor.shape) < 2:
-        return elementwise
+    return passes * inputs * 4 * _elements(tensor) / speed.elementwise
+
+
+def _decomposition_seconds(tensor: PlannedTensor, speed: Throughput) -> float:
     count, short, long = _matrices(tensor)
     tasks = _experts(tensor)
     # One decomposition a task, and two for the polar factors; two tasks need one of half the size instead.
@@ -117,13 +133,13 @@ def _compute_seconds(method: str, tensor: PlannedTensor, speed: Throughput) -> f
     # All pairs of Gram matrices in the first pass, one product a task in the second.
     products = tasks * (tasks + 1) / 2 + tasks
     flops = 2 * long * short**2 * products
-    return elementwise + count * (decompositions * speed.eigh_unit * short**3 + flops / speed.gemm_flops)
+    return count * (decompositions * speed.eigh_unit * short**3 + flops / speed.gemm_flops)
 
 
-def _working_bytes(method: str, tensor: PlannedTensor) -> int:
+def _working_bytes(tensor: PlannedTensor, is_decomposed: bool) -> int:
     inputs = sum(given.stored.nbytes for given in tensor.inputs if given.stored)
     updates = _experts(tensor) * _elements(tensor) * 4
-    if method not in METHODS or len(tensor.shape) < 2:
+    if not is_decomposed:
         return inputs + 2 * updates
     _, short, _ = _matrices(tensor)
     return inputs + updates + _GRAM_COPIES * _experts(tensor) * short**2 * 8

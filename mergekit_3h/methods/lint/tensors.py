@@ -7,10 +7,12 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
+from mergekit_3h.merging import is_excluded
 from mergekit_3h.methods.lint.findings import Finding, did_you_mean, shortened
 from mergekit_3h.methods.lint.models import NamedModel
 from mergekit_3h.methods.lint.places import Place, parameter_places
 from mergekit_3h.methods.lint.plan import PlannedInput, PlannedTensor, source_tensors
+from mergekit_3h.options import METHODS
 
 
 def tensor_findings(config: Any, plan: list[PlannedTensor], models: list[NamedModel]) -> list[Finding]:
@@ -90,7 +92,7 @@ def filter_findings(config: Any, plan: list[PlannedTensor]) -> list[Finding]:
     if not names:
         return []
     parts = sorted({part for name in names for part in name.split(".") if not part.isdigit()})
-    return [
+    return [*_dead_exclusions(config, names, parts)] + [
         Finding(
             "warning",
             "dead-filter",
@@ -102,6 +104,29 @@ def filter_findings(config: Any, plan: list[PlannedTensor]) -> list[Finding]:
         for place, where, text in _filters(config)
         if not any(text in name for name in names)
     ]
+
+
+def _dead_exclusions(config: Any, names: set[str], parts: list[str]) -> Iterator[Finding]:
+    """Patterns of our own option ``exclude``, which follow its rules and not those of filters."""
+    if config.merge_method not in METHODS:
+        return
+    for place in parameter_places(config):
+        for pattern in _exclusions(place.parameters.get("exclude")):
+            if not any(is_excluded(name, pattern) for name in names):
+                whole = "a pattern with * or ? must match the whole tensor name"
+                advice = whole if set(pattern) & set("*?") else did_you_mean(pattern, parts)
+                message = f"the pattern {pattern!r} of exclude matches none of the tensors"
+                yield Finding("warning", "dead-filter", message, where=f"{place.where}.exclude", advice=advice)
+
+
+def _exclusions(setting: Any) -> Iterator[str]:
+    if isinstance(setting, str):
+        yield from (pattern.strip() for pattern in setting.split(",") if pattern.strip())
+    elif isinstance(setting, list):
+        for entry in setting:
+            yield from _exclusions(entry)
+    elif hasattr(setting, "value"):
+        yield from _exclusions(setting.value)
 
 
 def _filters(config: Any) -> Iterator[tuple[Place, str, str]]:
