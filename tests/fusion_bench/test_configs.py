@@ -75,6 +75,12 @@ def test_parameters_of_mergekit_methods_are_given_by_either_syntax(override):
     assert compose("method=mergekit", override).method.parameters == {"density": 0.5}
 
 
+def test_parameters_of_single_models_are_given_by_either_syntax():
+    expected = {"math": {"weight": 0.9}}
+    for override in ("method.model_parameters={math: {weight: 0.9}}", "+method.model_parameters.math.weight=0.9"):
+        assert compose("method=mergekit", override).method.model_parameters == expected
+
+
 def test_entry_point_of_newer_hydra_is_the_plugin():
     from hydra.plugins.search_path_plugin import SearchPathPlugin
 

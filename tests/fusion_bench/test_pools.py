@@ -12,7 +12,7 @@ from fusion_bench.modelpool import BaseModelPool, CausalLMPool
 from torch import nn
 from transformers import AutoTokenizer
 
-from fusion_bench_ext.algorithms import TSVM, MergeKitAlgorithm
+from fusion_bench_ext.algorithms import TSVM, MergeKitAlgorithm, StreamingAlgorithm
 from mergekit_3h.merging import merge_tensor
 from mergekit_3h.options import parse_options
 
@@ -227,3 +227,23 @@ def test_passed_through_tensors_are_copies(family):
     pool = BaseModelPool({"only": base})
     merged = MergeKitAlgorithm("passthrough").run(pool)
     assert torch.equal(merged.weight, base.weight) and merged.weight.data_ptr() != base.weight.data_ptr()
+
+
+class Mean(StreamingAlgorithm):
+    """The example of docs/fusion_bench.md."""
+
+    def base_name(self, modelpool):
+        return "_pretrained_"
+
+    def check_pool(self, base, experts):
+        pass
+
+    def merge(self, name, base, experts):
+        return sum(experts.values()) / len(experts)
+
+
+def test_a_method_of_ones_own(llama):
+    merged = Mean().run(pool_of(llama, lazy=True)).state_dict()
+    experts = [reload(path).state_dict() for path in llama.experts]
+    for name, tensor in merged.items():
+        assert torch.equal(tensor, (experts[0][name] + experts[1][name] + experts[2][name]) / 3)
