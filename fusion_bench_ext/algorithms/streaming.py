@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import logging
-import os
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from fusion_bench.method.base_algorithm import BaseAlgorithm
 from fusion_bench.mixins.lightning_fabric import LightningFabricMixin
 from fusion_bench.modelpool.base_pool import BaseModelPool
-from fusion_bench.modelpool.causal_lm.causal_lm import CausalLMPool
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -22,7 +19,8 @@ from fusion_bench_ext.assembly import build_module
 from fusion_bench_ext.errors import shown_by_hydra
 from fusion_bench_ext.models import OpenModel
 from fusion_bench_ext.pools import open_model
-from mergekit_3h.errors import ModelError, OptionError, TensorError
+from fusion_bench_ext.saving import Destination
+from mergekit_3h.errors import ModelError, TensorError
 
 LOG = logging.getLogger(__name__)
 
@@ -75,12 +73,18 @@ class StreamingAlgorithm(BaseAlgorithm, LightningFabricMixin):
             if not expert_names:
                 raise ModelError(f"the pool has no model to merge; it has: {modelpool.all_model_names}")
             self.check_pool(base_name, expert_names)
-            self._check_save_path(modelpool)
+            destination = self._destination(modelpool)
             experts = [open_model(modelpool, name) for name in expert_names]
             base = open_model(modelpool, base_name) if base_name is not None else None
             merged = self._merge_all(base, experts)
-            self._save(modelpool, merged)
+            if destination is not None:
+                destination.save(merged, self.config, f"Merged by {self.title}.")
             return merged
+
+    def _destination(self, modelpool: BaseModelPool) -> Destination | None:
+        if self.model_save_path is None or not self.fabric.is_global_zero:
+            return None
+        return Destination(self.model_save_path, modelpool)
 
     def _merge_all(self, base: OpenModel | None, experts: list[OpenModel]) -> nn.Module:
         reference = base or experts[0]
@@ -111,37 +115,6 @@ class StreamingAlgorithm(BaseAlgorithm, LightningFabricMixin):
         result = self.merge(name, base_tensor, moved).to(device="cpu", dtype=reference.describe(name).dtype)
         # A method that hands an input through must not make the merged model share memory with the pool's.
         return result.clone() if result.untyped_storage().data_ptr() in sources else result.contiguous()
-
-    def _check_save_path(self, modelpool: BaseModelPool) -> None:
-        if self.model_save_path is None:
-            return
-        path = Path(self.model_save_path).expanduser()
-        if isinstance(modelpool, CausalLMPool) and path.exists() and not path.is_dir():
-            raise OptionError(f"model_save_path: {path} is a file, expected a folder or a path that does not exist yet")
-
-    def _save(self, modelpool: BaseModelPool, model: Any) -> None:
-        """Save through the pool, which knows the format. A new path appears only when all of it has been written."""
-        if self.model_save_path is None or not self.fabric.is_global_zero:
-            return
-        path = Path(self.model_save_path).expanduser()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        written = path if path.exists() else path.with_name(f"{path.name}.partial-{os.getpid()}")
-        if isinstance(modelpool, CausalLMPool):
-            with_tokenizer = getattr(modelpool, "tokenizer", None) is not None
-            if not with_tokenizer:
-                LOG.warning("the pool names no tokenizer, so none is saved beside the merged model")
-            modelpool.save_model(
-                model,
-                str(written),
-                save_tokenizer=with_tokenizer,
-                algorithm_config=self.config,
-                description=f"Merged by {self.title}.",
-            )
-        else:
-            modelpool.save_model(model, str(written))
-        if written != path:
-            written.rename(path)
-        LOG.info("saved the merged model to %s", path)
 
 
 def _agreed_buffer(name: str, tensors: Mapping[str, Tensor]) -> Tensor:

@@ -10,9 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-pytest.importorskip("fusion_bench", reason="these tests are about FusionBench")
-
 import torch
 import yaml
 from fusion_bench.modelpool import CausalLMPool

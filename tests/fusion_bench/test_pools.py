@@ -63,13 +63,26 @@ def test_saves_tokenizer_and_card(llama, tmp_path: Path):
     assert [entry.name for entry in path.parent.iterdir()] == ["merged"]
 
 
-def test_a_failing_merge_leaves_nothing_on_disk(family, tmp_path: Path):
-    models = family("llama", experts=1)
-    pool = pool_of(models, lazy=True)
-    pool.tokenizer = str(tmp_path / "no tokenizer here")
-    with pytest.raises(Exception, match="no tokenizer here"):
-        TSVM(model_save_path=str(tmp_path / "merged")).run(pool)
-    assert not (tmp_path / "merged").exists()
+class FullDisk(CausalLMPool):
+    """Fails when most of the model has been written."""
+
+    def save_model(self, model, path, **kwargs):
+        super().save_model(model, path, **kwargs)
+        raise OSError(28, "No space left on device")
+
+
+def test_saving_that_fails_leaves_nothing_on_disk(llama, tmp_path: Path):
+    models = {"_pretrained_": str(llama.base), **named_experts(llama)}
+    with pytest.raises(OSError, match="No space left"):
+        TSVM(model_save_path=str(tmp_path / "merged")).run(FullDisk(models, tokenizer=str(llama.base)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_folder_is_saved_into(llama, tmp_path: Path):
+    (tmp_path / "notes.txt").write_text("keep me")
+    model = TSVM(model_save_path=str(tmp_path)).run(pool_of(llama, lazy=True))
+    assert torch.equal(logits(model), logits(reload(tmp_path)))
+    assert (tmp_path / "notes.txt").read_text() == "keep me"
 
 
 def test_lazy_pool_of_dict_configs_can_be_merged_twice(llama, tmp_path: Path):

@@ -15,7 +15,7 @@ from torch import nn
 from fusion_bench_ext.algorithms import RTSVM, TSVM, MergeKitAlgorithm
 from mergekit_3h.errors import ModelError, OptionError, TensorError, ThreeHError
 
-from .conftest import EXPERTS, pool_of
+from .conftest import EXPERTS
 
 NAME = "model.layers.1.mlp.down_proj.weight"
 
@@ -176,11 +176,20 @@ def test_weights_that_do_not_fit_the_pool_are_refused_before_loading(weight, mes
         TSVM(weight=weight).run(CausalLMPool(nowhere, tokenizer=None))
 
 
-def test_save_path_that_is_a_file_is_refused_before_loading(llama, tmp_path: Path):
+@pytest.mark.parametrize(("path", "message"), [("file", "is a file"), ("file/below", "not a folder to write to")])
+def test_save_path_is_checked_before_loading(path, message, tmp_path: Path):
     (tmp_path / "file").write_text("precious")
-    with pytest.raises(OptionError, match=r"model_save_path.*is a file"):
-        TSVM(model_save_path=str(tmp_path / "file")).run(pool_of(llama, lazy=True))
+    pool = CausalLMPool({"_pretrained_": "/nowhere/base", "alpha": "/nowhere/alpha"}, tokenizer=None)
+    with pytest.raises(OptionError, match=f"model_save_path: .*{message}"):
+        TSVM(model_save_path=str(tmp_path / path)).run(pool)
     assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_tokenizer_is_loaded_before_the_merge(tmp_path: Path):
+    models = {"_pretrained_": "/nowhere/base", "alpha": "/nowhere/alpha"}
+    pool = CausalLMPool(models, tokenizer=str(tmp_path / "no tokenizer here"))
+    with pytest.raises(ModelError, match=r"tokenizer of the pool cannot be loaded.*no tokenizer here"):
+        TSVM(model_save_path=str(tmp_path / "merged")).run(pool)
 
 
 def test_integers_that_differ():
