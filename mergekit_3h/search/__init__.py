@@ -1,27 +1,31 @@
 """Merge coefficients chosen by data: a problem, an objective, and solvers that minimise it.
 
-problem = open_problem("base", {"math": "math-expert", "chat": "chat-expert"}, "data.jsonl", SearchOptions())
-solution = solve(problem.local_runner(), problem.layout, problem.options, trace_path="trace.jsonl")
-solution.mergekit_weights()
+``open_problem`` reads models and data, ``solve_problem`` finds the coefficients, and its ``Solution`` knows what they
+are for every tensor, in a mergekit config, and against the single models.
 """
 
 from __future__ import annotations
 
+from mergekit_3h.search.answers import shared_tokenizer
+from mergekit_3h.search.components import Combine
 from mergekit_3h.search.layout import Layout
 from mergekit_3h.search.options import LINEAR_COMBINATIONS, SearchOptions, parse_search_options
 from mergekit_3h.search.problem import Problem, open_problem
+from mergekit_3h.search.records import LocatedRecord, in_memory, located_records
 from mergekit_3h.search.runner import LocalRunner, Measurement, Runner
 from mergekit_3h.search.session import Point, Search, SearchError
 from mergekit_3h.search.solution import Solution
-from mergekit_3h.search.solving import solve
+from mergekit_3h.search.solving import solve, solve_problem
 from mergekit_3h.search.sources import CheckpointSource, StateDictSource, WeightSource
 from mergekit_3h.search.trace import Trace, TraceError
 
 __all__ = [
     "LINEAR_COMBINATIONS",
     "CheckpointSource",
+    "Combine",
     "Layout",
     "LocalRunner",
+    "LocatedRecord",
     "Measurement",
     "Point",
     "Problem",
@@ -34,7 +38,11 @@ __all__ = [
     "Trace",
     "TraceError",
     "WeightSource",
+    "in_memory",
+    "located_records",
     "open_problem",
     "parse_search_options",
+    "shared_tokenizer",
     "solve",
+    "solve_problem",
 ]

@@ -108,7 +108,7 @@ class SearchOptions(BaseModel):
         "less sensitive to losses that low precision makes rough.",
     )
     learning_rate: float = Field(
-        0.1,
+        0.2,
         gt=0.0,
         allow_inf_nan=False,
         description="gradient: step size of adam, and the largest change of a coefficient in bfgs' first step.",
@@ -117,8 +117,8 @@ class SearchOptions(BaseModel):
         1e-4,
         ge=0.0,
         lt=1.0,
-        description="gradient: stop once an iteration is predicted, and an accepted one is seen, to lower the score "
-        "by less than this share of it. 0 uses the whole budget if it can.",
+        description="gradient: stop once a step is expected to lower the score by less than this share of it, or two "
+        "steps in a row did. 0 goes on while anything improves.",
     )
     batch_size: int = Field(8, ge=1, description="Records per forward pass.")
     max_length: int | None = Field(

@@ -6,6 +6,7 @@ Cheap checks come first (options, data, tokenizers, names and shapes of tensors)
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -68,6 +69,11 @@ class Problem:
         sets = data.by_set(self.records, self.options)
         context = cast("int | None", getattr(getattr(self.model, "config", None), "max_position_embeddings", None))
         return {name: tokenized(members, self.tokenizer, self.options, context) for name, members in sets.items()}
+
+    @property
+    def set_weights(self) -> dict[str, float]:
+        """The sum of the records' weights in each set."""
+        return {name: math.fsum(answer.weight for answer in members) for name, members in self.answers.items()}
 
     @cached_property
     def layout(self) -> Layout:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import torch
+
+from mergekit_3h.errors import ModelError
 from mergekit_3h.search.candidates import CandidateModel
 from mergekit_3h.search.objective import Losses, Objective
 from mergekit_3h.search.sources import WeightSource
@@ -60,20 +64,61 @@ class LocalRunner:
     def evaluate(self, candidates: Sequence[Sequence[float]], *, gradient: bool) -> Iterator[Measurement]:
         for coefficients in candidates:
             started = time.perf_counter()
-            self._candidates.become(coefficients)
-            yield measurement(self._measure(gradient), started)
+            with _advice_on_memory():
+                self._candidates.become(coefficients)
+                losses = self._measure(gradient)
+            yield measurement(losses, started)
 
     def evaluate_models(self, labels: Sequence[str]) -> Iterator[Measurement]:
         for label in labels:
             started = time.perf_counter()
-            self._candidates.become_model(self._models[label])
-            yield measurement(self._measure(gradient=False), started)
+            with _advice_on_memory():
+                self._candidates.become_model(self._models[label])
+                losses = self._measure(gradient=False)
+            yield measurement(losses, started)
 
     def _measure(self, gradient: bool) -> Losses:
         if not gradient:
             return self._objective.losses(self._candidates.model)
         with self._candidates.collecting() as collect:
             return self._objective.losses_and_gradients(self._candidates.model, collect)
+
+
+@contextmanager
+def _advice_on_memory() -> Generator[None]:
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        raise ModelError(
+            f"the device's memory is too small for this evaluation ({str(error).splitlines()[0]}). Lower batch_size or "
+            "component_memory_gb; the solvers cmaes and grid need less than gradient."
+        ) from error
+
+
+class OnDemandRunner:
+    """A runner that is made when the first result is needed: never, if a trace has all of them."""
+
+    def __init__(self, make: Callable[[], Runner], set_weights: Mapping[str, float]) -> None:
+        self._make = make
+        self._runner: Runner | None = None
+        self._set_weights = set_weights
+
+    @property
+    def set_weights(self) -> Mapping[str, float]:
+        return self._set_weights
+
+    def evaluate(self, candidates: Sequence[Sequence[float]], *, gradient: bool) -> Iterator[Measurement]:
+        if candidates:
+            yield from self._made().evaluate(candidates, gradient=gradient)
+
+    def evaluate_models(self, labels: Sequence[str]) -> Iterator[Measurement]:
+        if labels:
+            yield from self._made().evaluate_models(labels)
+
+    def _made(self) -> Runner:
+        if self._runner is None:
+            self._runner = self._make()
+        return self._runner
 
 
 def measurement(losses: Losses, started: float) -> Measurement:

@@ -9,7 +9,8 @@ from pathlib import Path
 from mergekit_3h.errors import ModelError
 from mergekit_3h.search.layout import Layout
 from mergekit_3h.search.options import SearchOptions
-from mergekit_3h.search.runner import Measurement, Runner
+from mergekit_3h.search.problem import Problem
+from mergekit_3h.search.runner import Measurement, OnDemandRunner, Runner
 from mergekit_3h.search.scoring import scoring_of
 from mergekit_3h.search.session import Point, Search
 from mergekit_3h.search.solution import Solution
@@ -22,6 +23,31 @@ log = logging.getLogger(__name__)
 _NOT_IDENTITY = ("max_evaluations", "batch_size", "component_memory_gb")
 
 
+OnPoint = Callable[[Point], None]
+
+
+def solve_problem(
+    problem: Problem,
+    *,
+    runner: Runner | None = None,
+    trace_path: str | Path | None = None,
+    resume: bool = False,
+    identity: Mapping[str, object] | None = None,
+    on_point: OnPoint | None = None,
+) -> Solution:
+    """The best coefficients of a problem, by default computed in this process.
+
+    With ``trace_path`` every measurement is kept on disk; with ``resume`` those that are there are not repeated, and
+    the result is that of an undisturbed search. A trace of another search is an error before anything is computed, and
+    one that is complete costs nothing. ``identity`` is what else tells this search from others (the options of a
+    host's method). ``on_point`` is called with every point, recorded ones too.
+    """
+    full = {**problem.identity(), **(identity or {})}
+    trace = Trace(trace_path, {**_identity(problem.layout, problem.options), **full}, resume)
+    runner = runner or OnDemandRunner(problem.local_runner, problem.set_weights)
+    return _solved(runner, problem.layout, problem.options, problem.base.label, trace, on_point)
+
+
 def solve(
     runner: Runner,
     layout: Layout,
@@ -31,16 +57,21 @@ def solve(
     trace_path: str | Path | None = None,
     resume: bool = False,
     identity: Mapping[str, object] | None = None,
-    on_point: Callable[[Point], None] | None = None,
+    on_point: OnPoint | None = None,
 ) -> Solution:
-    """The best coefficients found. ``base`` is the base's label; ``identity`` tells this problem from others.
+    """Like ``solve_problem``, of whatever the runner evaluates. ``base`` is the base's label."""
+    trace = Trace(trace_path, {**_identity(layout, options), **(identity or {})}, resume)
+    return _solved(runner, layout, options, base, trace, on_point)
 
-    With ``trace_path`` every measurement is kept on disk; with ``resume`` those that are there are not repeated, and
-    the result is that of an undisturbed search. ``on_point`` is called with every point, recorded ones too.
-    """
+
+def _identity(layout: Layout, options: SearchOptions) -> dict[str, object]:
     chosen = {name: value for name, value in options.model_dump().items() if name not in _NOT_IDENTITY}
-    own = {**chosen, "experts": list(layout.experts), "groups": [group.name for group in layout.groups]}
-    trace = Trace(trace_path, {**own, **(identity or {})}, resume)
+    return {**chosen, "experts": list(layout.experts), "groups": [group.name for group in layout.groups]}
+
+
+def _solved(
+    runner: Runner, layout: Layout, options: SearchOptions, base: str, trace: Trace, on_point: OnPoint | None
+) -> Solution:
     models = _measured_models(runner, [base, *layout.experts], trace)
     safety = {label: measured.losses["safety"] for label, measured in models.items() if "safety" in measured.losses}
     search = Search(runner, layout, options, scoring_of(options, safety), models, trace, on_point)

@@ -223,3 +223,10 @@ def test_a_combination_nobody_knows(trained) -> None:
 
 def copied(folder: Path, root: Path) -> Path:
     return Path(shutil.copytree(folder, root / f"copy-of-{folder.name}"))
+
+
+def test_an_architecture_whose_tensors_are_fused_when_loaded(family, trained) -> None:
+    """This version of transformers fuses Mixtral's experts; the checkpoint's names find no parameter."""
+    mixtral = family("mixtral")
+    with pytest.raises(ModelError, match=r"has a parameter 'model\.layers\.0\.mlp.* renames or fuses tensors"):
+        open_problem(mixtral.base, {"a": mixtral.experts[0]}, trained.data, SearchOptions())

@@ -42,3 +42,13 @@ def test_one_candidate_with_nan_does_not_end_the_search(trained) -> None:
     assert all(max(point.coefficients) > 1.2 for point in failed)
     assert all(max(point.coefficients) <= 1.2 for point in solution.points if not point.measured.failure)
     assert "the loss of the safety set is nan" in failed[0].measured.failure
+
+
+def test_too_little_memory_comes_with_advice(trained) -> None:
+    def exhausting(name, base, experts, weights):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nprocess 1 has ...")
+
+    options = SearchOptions(combine="exhausting", solver="cmaes")
+    problem = open_problem(trained.base, trained.experts, trained.data, options, combine=exhausting)
+    with pytest.raises(ModelError, match=r"Tried to allocate 2 GiB\.\)\. Lower batch_size"):
+        solve(problem.local_runner(), problem.layout, options)

@@ -24,5 +24,6 @@ def loaded_after(statement: str) -> list[str]:
     ],
 )
 def test_importing_the_search_loads_no_host(statement: str, loaded: list[str]) -> None:
-    assert set(loaded_after(statement)) >= set(loaded)
-    assert bool(loaded_after(statement)) == bool(loaded)
+    found = loaded_after(statement)
+    assert set(found) >= set(loaded)
+    assert bool(found) == bool(loaded)

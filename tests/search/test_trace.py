@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from mergekit_3h.search import SearchOptions, Trace, TraceError, solve
+from mergekit_3h.search import SearchOptions, Trace, TraceError, open_problem, solve, solve_problem
+from mergekit_3h.search import problem as problem_module
 
 KILLED_SEARCH = """
 import os, signal, sys, torch
-from mergekit_3h.search import SearchOptions, open_problem, solve
+from mergekit_3h.search import SearchOptions, open_problem, solve_problem
 torch.set_num_threads(1)
 base, aligned, domain, data, trace, killed_after = sys.argv[1:]
 options = SearchOptions(solver="cmaes", max_evaluations=14)
@@ -22,15 +23,14 @@ problem = open_problem(base, {"aligned": aligned, "domain": domain}, data, optio
 def die(point):
     if point.index == int(killed_after):
         os.kill(os.getpid(), signal.SIGKILL)
-solve(problem.local_runner(), problem.layout, options, trace_path=trace, identity=problem.identity(), on_point=die)
+solve_problem(problem, trace_path=trace, on_point=die)
 """
 
 
 def test_a_killed_process_resumes_to_the_undisturbed_result(trained, tmp_path: Path) -> None:
     """A real search on a language model, killed by SIGKILL in the middle of its second generation."""
     problem = trained.problem(solver="cmaes", max_evaluations=14)
-    runner = problem.local_runner()
-    undisturbed = solve(runner, problem.layout, problem.options, trace_path=tmp_path / "undisturbed.jsonl")
+    undisturbed = solve_problem(problem, trace_path=tmp_path / "undisturbed.jsonl")
     trace = tmp_path / "killed.jsonl"
     arguments = [trained.base, *trained.experts.values(), trained.data, trace, 8]
     child = subprocess.run(
@@ -40,18 +40,8 @@ def test_a_killed_process_resumes_to_the_undisturbed_result(trained, tmp_path: P
     assert sum(line["kind"] == "candidate" for line in lines(trace)) == 9
     with trace.open("ab") as file:
         file.write(b'{"kind": "candidate", "coeff')  # what a write that was cut short leaves
-    evaluated = []
-    resumed = solve(
-        problem.local_runner(),
-        problem.layout,
-        problem.options,
-        trace_path=trace,
-        resume=True,
-        identity=problem.identity(),
-        on_point=evaluated.append,
-    )
+    resumed = solve_problem(problem, trace_path=trace, resume=True)
     assert [point.coefficients for point in resumed.points] == [point.coefficients for point in undisturbed.points]
-    # Another process: the losses agree to float32 rounding of sums, here to the last bit.
     assert [point.measured.losses for point in resumed.points] == [p.measured.losses for p in undisturbed.points]
     assert resumed.coefficients == undisturbed.coefficients
     assert sum(line["kind"] == "candidate" for line in lines(trace)) == 14
@@ -149,3 +139,31 @@ def test_a_damaged_line_is_named(quadratic, tmp_path: Path) -> None:
     trace.write_text("".join(damaged))
     with pytest.raises(TraceError, match="line 4: not a line of a trace"):
         solve(runner, runner.layout, options, trace_path=trace, resume=True)
+
+
+def test_a_complete_trace_costs_nothing(trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trace = tmp_path / "trace.jsonl"
+    first = solve_problem(trained.problem(combine="rtsvm", max_evaluations=3), trace_path=trace)
+    content = trace.read_bytes()
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("the components were computed again")
+
+    monkeypatch.setattr(problem_module, "families", refuse)
+    again = solve_problem(trained.problem(combine="rtsvm", max_evaluations=3), trace_path=trace, resume=True)
+    assert again.to_dict() == first.to_dict()
+    assert trace.read_bytes() == content
+
+
+def test_other_data_or_models_are_another_search(trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found before the components are computed."""
+    trace = tmp_path / "trace.jsonl"
+    solve_problem(trained.problem(max_evaluations=1), trace_path=trace)
+    monkeypatch.setattr(problem_module, "families", None)
+    fewer = tmp_path / "fewer.jsonl"
+    fewer.write_text("".join(trained.data.read_text().splitlines(keepends=True)[1:]))
+    swapped = dict(zip(trained.experts, reversed(trained.experts.values()), strict=True))
+    options = SearchOptions(max_evaluations=1)
+    for data, experts, named in ((fewer, trained.experts, "records: was"), (trained.data, swapped, "models: was")):
+        with pytest.raises(TraceError, match=named):
+            solve_problem(open_problem(trained.base, experts, data, options), trace_path=trace, resume=True)
