@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,32 +16,29 @@ from typing import Any
 
 import yaml
 from click.testing import CliRunner
-from taught_models import EXAMPLES, PROMPTS, TOPICS
+from taught_models import EXAMPLE
 
 from mergekit_3h.cli import main
 
 
 @dataclass
 class Kitchen:
-    """A folder with prompts, topics and examples, in which pipelines are configured and run."""
+    """A folder in which the pipeline of examples/safety_data is configured and run in many ways."""
 
     folder: Path
     models: dict[str, Any]
     environment: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        (self.folder / "prompts").mkdir(exist_ok=True)
-        for name, text in PROMPTS.items():
-            (self.folder / "prompts" / f"{name}.txt").write_text(text)
-        (self.folder / "topics.txt").write_text("".join(f"{name}: {text}\n" for name, text in TOPICS.items()))
-        (self.folder / "sums.txt").write_text("\n".join(EXAMPLES) + "\n")
+        for name in ("topics.txt", "sums.txt"):
+            shutil.copy(EXAMPLE / name, self.folder)
 
     def config(self, name: str = "out", **changes: Any) -> Path:
         """A configuration file whose results go to the folder ``name``. A value of None leaves a section out."""
         sections = {
             "output": str(self.folder / name),
             "seed": 3,
-            "prompts": str(self.folder / "prompts"),
+            "prompts": str(EXAMPLE / "prompts"),
             "models": self.models,
             "questions": {
                 "model": "frank",

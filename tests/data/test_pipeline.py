@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +13,20 @@ from typing import Any
 
 import pytest
 from chat_server import ChatServer
+from click.testing import CliRunner
 from pipeline_runs import RECORDS, Kitchen, files, kill, lines, wait_until
-from taught_models import BLUE, EXAMPLES, REFUSAL, SUMS, frank_answer
+from taught_models import BLUE, EXAMPLE, EXAMPLES, REFUSAL, SUMS, frank_answer
+
+from mergekit_3h.cli import main
+from mergekit_3h.data.backends.settings import ServerSettings, TransformersSettings
+from mergekit_3h.data.generation.answers import AnswerSettings
+from mergekit_3h.data.generation.domain import DomainSettings
+from mergekit_3h.data.generation.labels import LabelSettings
+from mergekit_3h.data.generation.questions import QuestionSettings
+from mergekit_3h.data.generation.selection import SafetySettings
+from mergekit_3h.data.pipeline.settings import Limits, PipelineSettings, check, read_settings
+from mergekit_3h.data.records import DataError
+from mergekit_3h.errors import OptionError, ThreeHError
 
 SECRET = "sk-tiny-77d0c4b1a9e2f365"
 PARTS = (
@@ -144,6 +158,42 @@ def test_questions_can_come_from_files(remote: Kitchen, server: ChatServer) -> N
     assert dropped == {"a duplicate": 1, "of the domain set, not safety": 1}
 
 
+def test_the_example_runs_as_its_readme_says(
+    undisturbed: Path, frank: Path, careful: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("pipeline.yml", "topics.txt", "sums.txt"):
+        shutil.copy(EXAMPLE / name, tmp_path)
+    shutil.copytree(EXAMPLE / "prompts", tmp_path / "prompts")
+    shutil.copytree(frank, tmp_path / "models" / "frank")
+    shutil.copytree(careful, tmp_path / "models" / "careful")
+    monkeypatch.chdir(tmp_path)
+    said = CliRunner().invoke(main, ["data", "run", "pipeline.yml"])
+    assert said.exit_code == 0, said.output
+    assert files(tmp_path / "out", "*.jsonl") == files(undisturbed, "*.jsonl")
+
+
+def test_the_docs_name_every_option() -> None:
+    text = (EXAMPLE.parents[1] / "docs" / "data_generation.md").read_text()
+    sections = (
+        PipelineSettings,
+        QuestionSettings,
+        AnswerSettings,
+        LabelSettings,
+        SafetySettings,
+        DomainSettings,
+        Limits,
+        ServerSettings,
+        TransformersSettings,
+    )
+    unnamed = [
+        f"{section.__name__}.{name}"
+        for section in sections
+        for name in section.model_fields
+        if not re.search(rf"[`.]{name}\b", text) and f"\n{name}:" not in text
+    ]
+    assert unnamed == []
+
+
 # --- interruptions
 
 
@@ -183,8 +233,6 @@ def test_killed_while_local_models_answer(local: Kitchen, undisturbed: Path) -> 
 def test_what_a_kill_leaves_between_two_files_is_cleaned_up(
     undisturbed: Path, remote: Kitchen, server: ChatServer
 ) -> None:
-    import shutil
-
     folder = remote.folder / "torn"
     shutil.copytree(undisturbed, folder)
     # As if killed while the sets were put in place and while an answer was written down.
@@ -210,8 +258,6 @@ def test_a_second_run_in_the_same_folder_is_kept_out(remote: Kitchen, server: Ch
 
 
 def test_only_what_a_change_touches_is_made_again(undisturbed: Path, remote: Kitchen, server: ChatServer) -> None:
-    import shutil
-
     folder = remote.folder / "changed"
     shutil.copytree(undisturbed, folder)
     said = remote.run_process("run", remote.config("changed", safety={"count": 2}), "-v")
@@ -342,9 +388,6 @@ def test_the_key_is_in_no_file_and_nothing_that_is_said(remote: Kitchen, server:
 def test_a_wrong_configuration_is_one_clear_error(
     local: Kitchen, changes: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mergekit_3h.data.pipeline.settings import check, read_settings
-    from mergekit_3h.errors import ThreeHError
-
     with pytest.raises(ThreeHError) as caught:
         check(read_settings(local.config("wrong", **changes)))
     assert said in str(caught.value)
@@ -353,9 +396,6 @@ def test_a_wrong_configuration_is_one_clear_error(
 
 
 def test_a_prompt_without_its_places_is_found_out_early(local: Kitchen, tmp_path: Path) -> None:
-    from mergekit_3h.data.pipeline.settings import check, read_settings
-    from mergekit_3h.data.records import DataError
-
     (tmp_path / "unsafe_questions.txt").write_text("Write {count} questions.")
     with pytest.raises(DataError, match=r"no place for \{topic\}"):
         check(read_settings(local.config("wrong", prompts=str(tmp_path))))
@@ -363,18 +403,12 @@ def test_a_prompt_without_its_places_is_found_out_early(local: Kitchen, tmp_path
 
 @pytest.mark.parametrize(("text", "said"), [("a: [", "not YAML"), ("- a", "got list, expected a mapping")])
 def test_a_file_that_is_no_configuration(tmp_path: Path, text: str, said: str) -> None:
-    from mergekit_3h.data.pipeline.settings import read_settings
-    from mergekit_3h.errors import OptionError
-
     (tmp_path / "pipeline.yml").write_text(text)
     with pytest.raises(OptionError, match=said):
         read_settings(tmp_path / "pipeline.yml")
 
 
 def test_a_text_is_short_for_a_local_checkpoint(local: Kitchen) -> None:
-    from mergekit_3h.data.backends.settings import TransformersSettings
-    from mergekit_3h.data.pipeline.settings import read_settings
-
     settings = read_settings(local.config("wrong", models={"frank": os.fspath(local.folder)}))
     assert isinstance(settings.models["frank"], TransformersSettings)
     assert settings.models["frank"].model == os.fspath(local.folder)
