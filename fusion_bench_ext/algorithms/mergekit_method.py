@@ -113,14 +113,18 @@ class MergeKitAlgorithm(StreamingAlgorithm):
                     f"tensor {name!r} of model {model!r} holds NaN or infinity; a merge with it would be NaN too"
                 )
         ids: list[Hashable] = list(tensors)
-        return merge_methods.merge_tensors(
-            list(tensors.values()),
-            self._method,
-            parameters=self._resolve(name, self._depth(name), list(tensors), base[0] if base else None),
-            ids=ids,
-            base_index=len(ids) - 1 if base else None,
-            name=name,
-        )
+        parameters = self._resolve(name, self._depth(name), list(tensors), base[0] if base else None)
+        try:
+            return merge_methods.merge_tensors(
+                list(tensors.values()),
+                self._method,
+                parameters=parameters,
+                ids=ids,
+                base_index=len(ids) - 1 if base else None,
+                name=name,
+            )
+        except (ArithmeticError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            raise TensorError(f"{self.merge_method} failed on the tensor {name!r}: {error}") from error
 
     def _depth(self, name: str) -> float:
         """Where a tensor is for layer gradients, as mergekit has it: 0 at the first layer and 1 at the last."""

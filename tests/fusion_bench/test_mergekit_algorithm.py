@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from fusion_bench.modelpool import CausalLMPool
+from fusion_bench.modelpool import BaseModelPool, CausalLMPool
 from mergekit.merge_methods import registered_methods
 
 from fusion_bench_ext.algorithms import RTSVM, TSVM, MergeKitAlgorithm
@@ -199,10 +199,14 @@ def test_yaml_round_trip(tmp_path):
 
 
 def test_nan_names_model_and_tensor():
-    from fusion_bench.modelpool import BaseModelPool
-
     models = {name: torch.nn.Linear(8, 8) for name in ("_pretrained_", "good", "broken")}
     with torch.no_grad():
         models["broken"].weight[3, 4] = torch.nan
     with pytest.raises(TensorError, match="'weight' of model 'broken' holds NaN"):
         MergeKitAlgorithm("ties", {"weight": 1.0}).run(BaseModelPool(models))
+
+
+def test_failures_inside_a_method_name_the_tensor():
+    pool = BaseModelPool({name: torch.nn.Linear(8, 8) for name in ("_pretrained_", "a")})
+    with pytest.raises(TensorError, match=r"della failed on the tensor 'bias': Epsilon must be chosen"):
+        MergeKitAlgorithm("della", {"weight": 0.5, "density": 0.95, "epsilon": 0.5}).run(pool)

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import AutoTokenizer
 
 from fusion_bench_ext.algorithms import TSVM, MergeKitAlgorithm, StreamingAlgorithm
+from mergekit_3h.errors import ModelError
 from mergekit_3h.merging import merge_tensor
 from mergekit_3h.options import parse_options
 
@@ -136,6 +137,34 @@ def test_pytorch_files(llama, tmp_path: Path):
     for lazy in (True, False):
         merged = TSVM().run(CausalLMPool(models, tokenizer=None, enable_lazy_loading=lazy))
         assert differing(merged.state_dict(), expected.state_dict()) == []
+
+
+def test_lora_experts(llama, tmp_path: Path):
+    import peft
+
+    torch.manual_seed(5)
+    adapter = tmp_path / "adapter"
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "up_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    adapted = peft.get_peft_model(reload(llama.base), config)
+    adapted.save_pretrained(adapter)
+    whole = tmp_path / "whole"
+    adapted.merge_and_unload().save_pretrained(whole)
+
+    def merged(expert, name="lora"):
+        models = {"_pretrained_": {**loader, "pretrained_model_name_or_path": str(llama.base)}, name: expert}
+        return TSVM().run(CausalLMPool(models, tokenizer=None)).state_dict()
+
+    loader = {"_target_": "transformers.AutoModelForCausalLM.from_pretrained"}
+    lora = {
+        "_target_": "fusion_bench.modelpool.causal_lm.causal_lm.load_peft_causal_lm",
+        "base_model_path": str(llama.base),
+        "peft_model_path": str(adapter),
+        "torch_dtype": "float32",
+    }
+    expected = merged({**loader, "pretrained_model_name_or_path": str(whole)})
+    assert differing(merged({**lora, "is_trainable": False, "merge_and_unload": True}), expected) == []
+    with pytest.raises(ModelError, match="model 'raw' is a PeftModelForCausalLM"):
+        merged(lora, "raw")
 
 
 def test_torch_dtype_of_the_pool(llama):
