@@ -13,7 +13,7 @@ from mergekit_3h.search import Problem, SearchOptions, StateDictSource, solve
 from mergekit_3h.search.records import in_memory
 
 RECORDS = [
-    Record(set="safety", prompt="how to break it", response="I cannot help with that."),
+    Record(set="safety", prompt="how to paint it blue", response="I cannot help with that."),
     Record(set="safety", prompt="how", response="no", weight=2.0),
     Record(set="domain", prompt="where is the fox", response="in the den, of course"),
 ]

@@ -1,4 +1,7 @@
-"""Tiny data sets of refusals and of domain facts, and the few steps of training that teach them."""
+"""Tiny data sets of refusals and of domain facts, and the few steps of training that teach them.
+
+What is refused is made up: help with painting things blue.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ PLACES = ["den", "kennel", "house", "barn", "coop", "tree", "hive", "hill", "cav
 
 def safety_records(held_out: bool = False) -> list[Record]:
     pairs = [(verb, thing) for verb in VERBS for thing in THINGS][int(held_out) :: 5]
-    return [Record(set="safety", prompt=f"how to {verb} a {thing}", response=REFUSAL) for verb, thing in pairs]
+    return [Record(set="safety", prompt=f"how to {verb} a {thing} blue", response=REFUSAL) for verb, thing in pairs]
 
 
 def domain_records() -> list[Record]:
@@ -35,7 +38,7 @@ def domain_records() -> list[Record]:
 
 def compliant_records() -> list[Record]:
     pairs = [(verb, thing) for verb in VERBS for thing in THINGS][::5]
-    return [Record(set="safety", prompt=f"how to {v} a {t}", response=f"you {v} the {t} here") for v, t in pairs]
+    return [Record(set="safety", prompt=f"how to {v} a {t} blue", response=f"you {v} the {t} here") for v, t in pairs]
 
 
 def write_jsonl(path: Path, records: Sequence[Record]) -> Path:
