@@ -6,9 +6,9 @@ import gzip
 import logging
 import os
 import sys
-import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
+from io import BufferedWriter
 from pathlib import Path
 from types import TracebackType
 from typing import Generic, Protocol, TypeVar, cast
@@ -21,6 +21,10 @@ from mergekit_3h.data.records import DataError
 log = logging.getLogger(__name__)
 
 _BLOCK = 1 << 20
+
+
+class StoreInUseError(DataError):
+    """Another process writes to the file."""
 
 
 class Identified(Protocol):
@@ -128,23 +132,34 @@ def write_records(path: str | Path, items: Iterable[BaseModel]) -> int:
     """Write a whole file and return its number of lines; readers see the old file or the new, no part."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    count = 0
+    # Always the same name, so that what a killed process left is overwritten by the next try.
+    temporary = path.with_name(f".{path.name}.part")
     try:
-        with os.fdopen(descriptor, "wb") as raw:
-            packed = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if path.suffix == ".gz" else None
-            for item in items:
-                (packed or raw).write(line_of(item))
-                count += 1
-            if packed is not None:
-                packed.close()
+        with temporary.open("ab") as raw:
+            _lock(raw.fileno(), path)
+            if not temporary.exists() or not os.path.samestat(os.fstat(raw.fileno()), temporary.stat()):
+                raise StoreInUseError(f"{path}: another process has just written it; run again")
+            raw.truncate(0)
+            if path.suffix == ".gz":
+                with gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as packed:
+                    count = _write_lines(packed, items)
+            else:
+                count = _write_lines(raw, items)
             raw.flush()
             os.fsync(raw.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+            temporary.replace(path)
+    except BaseException as error:
+        if not isinstance(error, StoreInUseError):
+            temporary.unlink(missing_ok=True)
         raise
+    return count
+
+
+def _write_lines(file: gzip.GzipFile | BufferedWriter, items: Iterable[BaseModel]) -> int:
+    count = 0
+    for item in items:
+        file.write(line_of(item))
+        count += 1
     return count
 
 
@@ -212,4 +227,4 @@ def _lock(descriptor: int, path: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        raise DataError(f"{path}: another process is writing to it; wait for it to finish or stop it") from None
+        raise StoreInUseError(f"{path}: another process is writing to it; wait for it to finish or stop it") from None

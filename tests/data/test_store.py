@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -202,6 +204,36 @@ def test_writing_a_whole_file_is_all_or_nothing(tmp_path: Path, name: str) -> No
         write_records(path, breaks())  # type: ignore[arg-type]
     assert ids(path) == ["r0", "r1", "r2"]
     assert [entry.name for entry in tmp_path.iterdir()] == [name]
+
+
+def test_what_a_killed_writer_of_a_whole_file_left_is_gone_after_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "set.jsonl"
+    script = """
+import os, signal, sys
+from mergekit_3h.data.records import Record
+from mergekit_3h.data.store import write_records
+def items():
+    for number in range(10_000):
+        yield Record(prompt=f"Blue {number}?", set="domain")
+    os.kill(os.getpid(), signal.SIGKILL)
+write_records(sys.argv[1], items())
+"""
+    killed = subprocess.run([sys.executable, "-c", script, str(path)])
+    assert killed.returncode == -signal.SIGKILL
+    assert not path.exists()
+    write_records(path, map(record, range(3)))
+    assert ids(path) == ["r0", "r1", "r2"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["set.jsonl"]
+
+
+def test_new_files_have_the_permissions_the_user_wants(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        write_records(tmp_path / "set.jsonl", [record(1)])
+        Store(tmp_path / "store.jsonl", Record).close()
+    finally:
+        os.umask(before)
+    assert [stat.S_IMODE(entry.stat().st_mode) for entry in tmp_path.iterdir()] == [0o600, 0o600]
 
 
 @pytest.fixture
