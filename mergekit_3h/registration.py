@@ -20,7 +20,9 @@ from typing import Any
 
 GROUP = "mergekit.merge_methods"  # also the name of the module that keeps the registry
 PACKAGE = "mergekit-3h"
-OWN_METHODS = tuple(EntryPoint(name, f"mergekit_3h.methods.{name}:METHOD", GROUP) for name in ("tsvm", "rtsvm"))
+OWN_METHODS = tuple(
+    EntryPoint(name, f"mergekit_3h.methods.{name}:METHOD", GROUP) for name in ("tsvm", "rtsvm", "safety_merge")
+)
 
 _log = logging.getLogger(__name__)
 _warned: set[str] = set()

@@ -24,7 +24,9 @@ STATIC = "static.yml"
 PLOT = "search.png"
 
 
-def write_report(folder: Path, solution: Solution, problem: Mapping[str, Any], static: Mapping[str, Any] | None) -> None:
+def write_report(
+    folder: Path, solution: Solution, problem: Mapping[str, Any], static: Mapping[str, Any] | None
+) -> None:
     """Write the result, the config that reproduces the merge, and the plot. ``problem`` says what was searched."""
     folder.mkdir(parents=True, exist_ok=True)
     write_result(folder / RESULT, solution, problem)

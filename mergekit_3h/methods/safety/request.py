@@ -1,0 +1,225 @@
+"""A mergekit config as the request for a search: base, experts, options, and the parameters of the combination."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mergekit.common import ModelReference
+from mergekit.config import MergeConfiguration
+from mergekit.merge_methods import BasePolicy, MergeMethod, ParameterScope, registered_methods
+
+from mergekit_3h.errors import ModelError, OptionError
+from mergekit_3h.methods.lint.findings import did_you_mean
+from mergekit_3h.methods.lint.places import Place, parameter_places
+from mergekit_3h.options import METHODS, TSVMOptions, parse_options
+from mergekit_3h.search.options import LINEAR_COMBINATIONS, SearchOptions
+from mergekit_3h.search.run_options import RunOptions, parse_run_options, run_option_names
+
+METHOD_NAME = "safety_merge"
+BASE_LABEL = "base"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be searched. ``experts`` are the models by the labels that reports use, in the config's order.
+
+    ``shared`` and ``own`` are parameters of the method ``options.combine`` itself, for all models and by model, as the
+    config has them (with filters and layer gradients).
+    """
+
+    base: ModelReference
+    experts: Mapping[str, ModelReference]
+    run: RunOptions
+    options: SearchOptions
+    shared: Mapping[str, Any]
+    own: Mapping[str, Mapping[str, Any]]
+    kept: Mapping[str, Any]
+    """The keys of the config that are no business of the merge method: dtype, tokenizer, chat template ..."""
+
+    def static(self, weights: Mapping[str, Any]) -> dict[str, Any]:
+        """The ordinary mergekit config that merges with fixed weights, given by the experts' labels."""
+        models = [
+            {"model": _text(model), "parameters": {**self.own.get(label, {}), "weight": weights[label]}}
+            for label, model in self.experts.items()
+        ]
+        config = {"merge_method": self.options.combine, "base_model": _text(self.base), "models": models}
+        return {**config, **({"parameters": dict(self.shared)} if self.shared else {}), **self.kept}
+
+    def method_options(self) -> TSVMOptions | None:
+        """The options of tsvm or rtsvm, if one of them combines the models."""
+        if self.options.combine not in METHODS:
+            return None
+        for name, value in self.shared.items():
+            if isinstance(value, list | dict):
+                raise OptionError(
+                    f"option {name!r}: got {value!r}; while safety_merge searches, {self.options.combine} takes one "
+                    "value for all tensors"
+                )
+        return parse_options(self.options.combine, self.shared)
+
+    def folders(self, cache: str | None, lora_cache: str | None, trust_remote_code: bool) -> dict[str, Path]:
+        """Where the models are, by label, the base first; adapters are merged and models of the hub fetched."""
+        found: dict[str, Path] = {}
+        for label, model in {BASE_LABEL: self.base, **self.experts}.items():
+            if model.lora and not lora_cache:
+                raise ModelError(f"model {model}: merging its adapter needs a folder; pass --lora-merge-cache FOLDER")
+            whole = model.merged(lora_cache, trust_remote_code)
+            found[label] = Path(whole.local_path(cache))
+        return found
+
+
+def read_request(config: Any, overrides: Mapping[str, Any] | None = None) -> Request:
+    """The request that a config makes. Any other method's config asks for a search of that method's weights.
+
+    ``overrides`` are options that go before those of the config.
+    """
+    if not isinstance(config, MergeConfiguration):
+        raise ModelError(
+            "safety_merge evaluates whole language models, so it cannot merge single weight files; give mergekit-yaml "
+            "the models' folders"
+        )
+    if config.base_model is None:
+        raise ModelError("safety_merge needs a base model: add `base_model:` with the model the experts come from")
+    raw = config.model_dump(mode="json", exclude_none=True)
+    base, inputs = str(config.base_model), _inputs(config)
+    given, shared = _divided(dict(raw.get("parameters", {})))
+    if config.merge_method != METHOD_NAME:
+        given["combine"] = config.merge_method
+        shared.pop("weight", None)
+    run, options = parse_run_options({**given, **(overrides or {})})
+    method = combination(options.combine)
+    _require_known_parameters(config, method)
+    experts = {label: model for label, model in _labelled([m for m, _ in inputs if str(m) != base]).items()}
+    own = {label: _own_parameters(inputs, model, config.merge_method) for label, model in experts.items()}
+    kept = {
+        key: raw[key] for key in ("dtype", "out_dtype", "tokenizer_source", "tokenizer", "chat_template") if key in raw
+    }
+    return Request(config.base_model, experts, run, options, shared, {k: v for k, v in own.items() if v}, kept)
+
+
+def combination(name: str) -> MergeMethod:
+    """The registered merge method whose weights can be searched."""
+    usable = {method.spec.name: method for method in registered_methods() if _has_weights_to_search(method)}
+    if name not in usable:
+        advice = did_you_mean(name, list(usable), otherwise=f"there are: {', '.join(sorted(usable))}")
+        raise OptionError(
+            f"option 'combine': got {name!r}; expected a merge method with a base and a weight for each expert; {advice}"
+        )
+    return usable[name]
+
+
+def _has_weights_to_search(method: MergeMethod) -> bool:
+    is_weighted = any(p.name == "weight" and p.scope == ParameterScope.NON_BASE for p in method.spec.parameters)
+    return is_weighted and method.spec.contract.base in (BasePolicy.REQUIRED, BasePolicy.OPTIONAL)
+
+
+def _divided(parameters: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options of safety_merge, and the other parameters."""
+    own = run_option_names()
+    given = {name: parameters.pop(name) for name in list(parameters) if name in own}
+    for name, value in given.items():
+        if isinstance(value, list | dict):
+            raise OptionError(
+                f"option {name!r}: got {value!r}; expected one value, without filters or layers"
+                + (" (several files are one text, separated by commas)" if name == "data" else "")
+            )
+    return given, parameters
+
+
+def _inputs(config: MergeConfiguration) -> list[tuple[ModelReference, dict[str, Any]]]:
+    """Models with their parameters, from a config as it was written or as mergekit's planner has rewritten it."""
+    if config.models:
+        return [(entry.model, _plain(entry.parameters)) for entry in config.models]
+    modules = config.modules or {}
+    parts = [part for module in modules.values() for part in module.slices or []]
+    if len(modules) != 1 or len(parts) != 1 or not all(_is_whole(source) for source in parts[0].sources):
+        raise ModelError(
+            "safety_merge merges whole models of one architecture; write `models:` instead of slices or modules"
+        )
+    return [(source.model, _plain(source.parameters)) for source in parts[0].sources]
+
+
+def _is_whole(source: Any) -> bool:
+    layers = getattr(source.model.config(), "num_hidden_layers", None)
+    return layers is None or tuple(source.layer_range) == (0, layers)
+
+
+def _plain(parameters: Mapping[str, Any] | None) -> dict[str, Any]:
+    def plain(value: Any) -> Any:
+        if isinstance(value, list):
+            return [plain(entry) for entry in value]
+        return value.model_dump(mode="json", exclude_none=True) if hasattr(value, "model_dump") else value
+
+    return {name: plain(value) for name, value in (parameters or {}).items()}
+
+
+def _labelled(models: list[ModelReference]) -> dict[str, ModelReference]:
+    """Short names: the folders', unless two of them are the same or the base's label."""
+    if not models:
+        raise ModelError("safety_merge needs at least one expert beside the base model: add it under `models:`")
+    names = [_folder_name(model) for model in models]
+    return {
+        name if names.count(name) == 1 and name != BASE_LABEL else str(model): model
+        for name, model in zip(names, models, strict=True)
+    }
+
+
+def _folder_name(model: ModelReference) -> str:
+    source = model.lora or model.model
+    return Path(source.path).name or source.path
+
+
+def _own_parameters(inputs: list[tuple[ModelReference, dict[str, Any]]], model: ModelReference, method: str) -> Any:
+    own = next(dict(parameters) for reference, parameters in inputs if reference == model)
+    if method != METHOD_NAME:
+        own.pop("weight", None)
+    return own
+
+
+def _require_known_parameters(config: MergeConfiguration, method: MergeMethod) -> None:
+    """mergekit drops parameters it does not know without a word; here they are errors."""
+    of_method = [parameter.name for parameter in method.spec.parameters if parameter.name != "weight"]
+    is_ours = config.merge_method == METHOD_NAME
+    for place in parameter_places(config):
+        for name in place.parameters:
+            if name == "weight" and is_ours:
+                raise OptionError(f"{place.where}.weight: the weights are what safety_merge searches; remove it")
+            if name in run_option_names():
+                _require_global(place, name)
+            elif name not in of_method and name != "weight":
+                known = run_option_names() + of_method
+                raise OptionError(
+                    f"{place.where}: neither safety_merge nor {method.spec.name}, which combines the models, has an "
+                    f"option {name!r}; {did_you_mean(name, known, otherwise='it has: ' + ', '.join(known))}"
+                )
+    if method.spec.name == "task_arithmetic":
+        _require_plain_task_arithmetic(config)
+
+
+def _require_global(place: Place, name: str) -> None:
+    if place.kind != "global":
+        raise OptionError(
+            f"{place.where}.{name}: this is one value for the whole search; move it to the `parameters` of the config"
+        )
+
+
+def _require_plain_task_arithmetic(config: MergeConfiguration) -> None:
+    neutral: dict[str, Any] = {"normalize": False, "lambda": 1.0}
+    for place in parameter_places(config):
+        for name, value in neutral.items():
+            if place.parameters.get(name, value) != value:
+                raise OptionError(
+                    f"{place.where}.{name}: got {place.parameters[name]!r}; the search sets the scale of "
+                    "task_arithmetic by its weights, so leave this option out"
+                )
+
+
+def is_linear(options: SearchOptions) -> bool:
+    return options.combine in LINEAR_COMBINATIONS
+
+
+def _text(model: ModelReference) -> Any:
+    return model.model_dump(mode="json") if model.override_architecture else str(model)

@@ -1,0 +1,112 @@
+"""The mergekit merge method ``safety_merge``: weights chosen by the loss on safety and domain data (arXiv 2406.14563)."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Hashable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from mergekit.merge_methods.base import (
+    MISSING,
+    BasePolicy,
+    GroupMergeMethod,
+    InputContract,
+    MergeMethodSpec,
+    ParameterScope,
+    ParameterSpec,
+    TensorGroup,
+)
+from pydantic import BaseModel, PlainValidator
+from typing_extensions import Annotated  # noqa: UP035 - mergekit compares with this one on Python 3.10
+
+from mergekit_3h.methods.host_errors import HostError, shown_by_mergekit
+from mergekit_3h.methods.planning import planned_merge
+from mergekit_3h.options import checked
+from mergekit_3h.search.run_options import DECLARATIONS, REQUIRED
+
+if TYPE_CHECKING:
+    from mergekit_3h.methods.safety.merge import SafetyMerge
+
+
+class SafetyMergeMethod(GroupMergeMethod):
+    """A method that needs the whole merge: it is checked while mergekit plans, and searched at the first tensor.
+
+    mergekit says nothing of the whole to a method that merges a tensor, but plans and runs one merge after the other;
+    so the merge that was planned last is the one that is run.
+    """
+
+    def __init__(self) -> None:
+        self.spec = MergeMethodSpec(
+            name="safety_merge",
+            pretty_name="Safety-data-driven merging",
+            reference_url="https://arxiv.org/abs/2406.14563",
+            contract=InputContract(base=BasePolicy.REQUIRED),
+            parameters=tuple(_parameters()),
+        )
+        self._lock = threading.Lock()
+        self._planned: tuple[Any, SafetyMerge] | None = None
+
+    def validate_inputs(
+        self, input_ids: Sequence[Hashable], base_id: Hashable | None = None, *, group_name: str | None = None
+    ) -> None:
+        """mergekit calls this while it plans and again for every tensor."""
+        config, options = planned_merge()
+        if config is not None:
+            with self._lock, shown_by_mergekit():
+                self._plan(config, options)
+        place = f" (for {group_name})" if group_name else ""
+        if base_id is None:
+            raise HostError(f"safety_merge needs a base model{place}: add `base_model:` to the config")
+        if base_id not in input_ids:
+            raise HostError(f"safety_merge: the base model {base_id} lacks a tensor that the experts have{place}")
+        super().validate_inputs(input_ids, base_id, group_name=group_name)
+
+    def _plan(self, config: Any, options: Any) -> None:
+        if self._planned is not None and self._planned[0] is config:
+            return
+        from mergekit.options import MergeOptions
+
+        from mergekit_3h.methods.safety.merge import SafetyMerge
+        from mergekit_3h.methods.safety.request import read_request
+
+        self._planned = (config, SafetyMerge(read_request(config), options or MergeOptions()))
+
+    def merge_group(self, group: TensorGroup, /, **parameters: Any) -> torch.Tensor:
+        if self._planned is None:
+            raise HostError(
+                "safety_merge evaluates whole models, so single tensors cannot be merged with it; use mergekit-yaml, "
+                "or mergekit_3h.search from Python"
+            )
+        merge = self._planned[1]
+        known = {str(model) for model in (merge.request.base, *merge.request.experts.values())}
+        if {str(entry.id) for entry in group.entries} != known:
+            raise HostError(f"safety_merge: {group.metadata.name} is of other models than those of the planned merge")
+        with shown_by_mergekit():
+            merged = merge.merged(group.metadata.name or "", {entry.id: entry.tensor for entry in group.entries})
+        assert merged is not None  # only an optional tensor that models lack gives none, and none is lacking here
+        return merged
+
+
+def _parameters() -> list[ParameterSpec]:
+    def validate(declaration: type[BaseModel], name: str, value: Any) -> Any:
+        try:
+            return checked(declaration, name, value)
+        except Exception as error:
+            raise HostError(f"safety_merge: {error}") from None
+
+    return [
+        ParameterSpec(
+            name=name,
+            value_type=Annotated[Any, PlainValidator(partial(validate, declaration, name))],
+            scope=ParameterScope.SHARED,
+            default=MISSING if name in REQUIRED else field.default,
+            description=field.description,
+        )
+        for declaration in DECLARATIONS
+        for name, field in declaration.model_fields.items()
+    ]
+
+
+METHOD = SafetyMergeMethod()

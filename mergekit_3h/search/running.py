@@ -1,0 +1,44 @@
+"""A checked problem searched where its options say: in this process, or on a Ray cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+from mergekit_3h.search.problem import Problem
+from mergekit_3h.search.runner import OnDemandRunner, Runner
+from mergekit_3h.search.session import Point
+from mergekit_3h.search.solution import Solution
+from mergekit_3h.search.solving import solve
+
+
+def search(
+    problem: Problem,
+    opened: Callable[[], Problem],
+    *,
+    trace_path: Path | None = None,
+    resume: bool = False,
+    identity: Mapping[str, object] | None = None,
+    on_point: Callable[[Point], None] | None = None,
+) -> Solution:
+    """Solve a problem. ``opened`` is called for its weights only if the trace does not have every result."""
+
+    def make() -> Runner:
+        return opened().local_runner()
+
+    try:
+        return solve(
+            OnDemandRunner(make, problem.set_weights),
+            problem.layout,
+            problem.options,
+            base=problem.base.label,
+            trace_path=trace_path,
+            resume=resume,
+            identity={**problem.identity(), **(identity or {})},
+            on_point=on_point,
+        )
+    finally:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()

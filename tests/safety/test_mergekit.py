@@ -1,0 +1,74 @@
+"""``merge_method: safety_merge`` through mergekit: the report, and a static config that gives the same bits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from hosts import mergekit_yaml, read_model
+
+from .conftest import Trained
+
+
+def same_bits(first: Path, second: Path) -> bool:
+    one, other = read_model(first), read_model(second)
+    return one.keys() == other.keys() and all(
+        one[name].dtype == other[name].dtype and torch.equal(one[name], other[name]) for name in one
+    )
+
+
+COMBINATIONS: dict[str, dict[str, Any]] = {
+    "task_arithmetic": {"max_evaluations": 12},
+    "tsvm": {"max_evaluations": 6, "energy": 0.9},
+    "rtsvm": {"max_evaluations": 6, "layer_granularity": 1},
+    "ties": {"solver": "cmaes", "max_evaluations": 6, "density": 0.6, "layer_granularity": 1},
+    "dare_ties": {"solver": "cmaes", "max_evaluations": 6, "density": [0.4, 0.8]},
+    "della": {"solver": "grid", "max_evaluations": 5, "density": 0.6, "epsilon": 0.1},
+    "breadcrumbs": {
+        "solver": "cocktail",
+        "density": [{"filter": "mlp", "value": 0.9}, {"value": 0.7}],
+        "gamma": 0.05,
+    },
+}
+
+
+@pytest.mark.parametrize("combine", COMBINATIONS)
+def test_static_config_gives_the_same_bits(combine: str, trained: Trained, absolute: Path) -> None:
+    config = trained.config(combine=combine, report=str(absolute / "report"), **COMBINATIONS[combine])
+    config["models"][0]["parameters"] = {} if "density" not in config["parameters"] else {"density": 0.5}
+    mergekit_yaml(config, absolute / "searched", "--random-seed", "7")
+    static = yaml.safe_load((absolute / "report" / "static.yml").read_text())
+    assert static["merge_method"] == combine
+    assert "data" not in static.get("parameters", {})
+    mergekit_yaml(static, absolute / "static", "--random-seed", "7")
+    assert same_bits(absolute / "searched", absolute / "static")
+    assert not same_bits(absolute / "searched", trained.base)
+
+
+def test_report(trained: Trained, absolute: Path) -> None:
+    folder = absolute / "report"
+    mergekit_yaml(trained.config(report=str(folder), layer_granularity=1), absolute / "out")
+    assert {path.name for path in folder.iterdir()} == {"safety_merge.json", "static.yml", "search.png", "trace.jsonl"}
+    report = json.loads((folder / "safety_merge.json").read_text())
+    assert report["problem"]["records"] == {"safety": 12, "domain": 12}
+    assert set(report["models"]) == {"base", "aligned", "domain"}
+    assert set(report["coefficients"]) == {"model.layers.0", "model.layers.1", "rest"}
+    # The domain expert alone is the one that lost alignment; the merge is better than it and than the uniform one.
+    assert report["losses"]["safety"]["loss"] < report["models"]["domain"]["safety"]["loss"]
+    assert report["score"] < sum(w * report["uniform"][s]["loss"] for s, w in (("safety", 1.0), ("domain", 0.3)))
+    candidates = [json.loads(line) for line in (folder / "trace.jsonl").read_text().splitlines()]
+    assert sum(line["kind"] == "candidate" for line in candidates) == report["evaluations"]
+
+
+def test_a_second_run_takes_the_trace_of_the_first(trained: Trained, absolute: Path) -> None:
+    config = trained.config(report=str(absolute / "report"), max_evaluations=6)
+    mergekit_yaml(config, absolute / "first")
+    trace = absolute / "report" / "trace.jsonl"
+    before = trace.read_bytes()
+    mergekit_yaml(config, absolute / "second")
+    assert trace.read_bytes() == before
+    assert same_bits(absolute / "first", absolute / "second")
