@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -16,8 +15,6 @@ from mergekit_3h.search.components import TensorFamily
 from mergekit_3h.search.layout import Layout
 from mergekit_3h.search.sources import WeightSource
 from mergekit_3h.search.typed import floats
-
-log = logging.getLogger(__name__)
 
 
 class CandidateModel:

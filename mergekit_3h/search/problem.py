@@ -5,7 +5,6 @@ Cheap checks come first (options, data, tokenizers, names and shapes of tensors)
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,9 +28,13 @@ from mergekit_3h.search.objective import Objective
 from mergekit_3h.search.options import LINEAR_COMBINATIONS, SearchOptions
 from mergekit_3h.search.records import LocatedRecord
 from mergekit_3h.search.runner import LocalRunner
-from mergekit_3h.search.sources import CheckpointSource, WeightSource, require_nothing_besides, require_same_tensors
-
-log = logging.getLogger(__name__)
+from mergekit_3h.search.sources import (
+    CheckpointSource,
+    StateDictSource,
+    WeightSource,
+    require_nothing_besides,
+    require_same_tensors,
+)
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,11 @@ class Problem:
             raise ModelError("got no expert to merge; expected at least one besides the base")
         _require_method(self.options, self.method, self.combine)
         _ = self.answers
-        names = merged_parameters(self.model, self.base.names()).keys()
-        require_same_tensors(self.base, self.experts, names)
+        names = merged_parameters(self.model, self.base.names())
+        for source in (self.base, *self.experts):
+            if isinstance(source, StateDictSource):
+                source.require_apart_from(names)
+        require_same_tensors(self.base, self.experts, names.keys())
         require_nothing_besides(self.experts, self.model.state_dict().keys())
 
     @cached_property

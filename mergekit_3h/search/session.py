@@ -113,7 +113,9 @@ class Search:
         results = iter(self._runner.evaluate([c for c in candidates if recorded[c] is None], gradient=gradient))
         for coefficients in candidates:
             known = recorded[coefficients]
-            measured = known or next(results)
+            measured = known or next(results, None)
+            if measured is None:
+                raise SearchError("the runner returned fewer results than it was asked for; look at its own log")
             point = self._scored(coefficients, measured)
             self._known[coefficients, gradient] = point
             self.points.append(point)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from tiny_models import tiny_model, tiny_tokenizer
 from mergekit_3h.data.reading import InvalidLinesError
 from mergekit_3h.data.records import DataError, Record
 from mergekit_3h.errors import ModelError, OptionError
-from mergekit_3h.search import SearchOptions, open_problem, parse_search_options
+from mergekit_3h.search import SearchOptions, StateDictSource, open_problem, parse_search_options
 from mergekit_3h.search import problem as problem_module
 
 
@@ -230,3 +231,10 @@ def test_an_architecture_whose_tensors_are_fused_when_loaded(family, trained) ->
     mixtral = family("mixtral")
     with pytest.raises(ModelError, match=r"has a parameter 'model\.layers\.0\.mlp.* renames or fuses tensors"):
         open_problem(mixtral.base, {"a": mixtral.experts[0]}, trained.data, SearchOptions())
+
+
+def test_weights_that_the_search_would_overwrite(trained) -> None:
+    problem = trained.problem()
+    own = StateDictSource("base", dict(problem.model.named_parameters()))
+    with pytest.raises(ModelError, match=r"'base', tensor 'model\.embed_tokens\.weight': is the very tensor"):
+        replace(problem, base=own)
