@@ -56,11 +56,11 @@ class StateDictSource:
 
     def require_apart_from(self, parameters: Mapping[str, Tensor]) -> None:
         """Raise if a tensor shares its memory with a parameter that the search is going to overwrite."""
-        if type(self._tensors) is not dict:
-            return  # loaded anew each time it is asked for
+        is_lazy = type(cast(object, self._tensors)) is not dict  # such a mapping loads anew each time it is asked
         for name, parameter in parameters.items():
-            own = self._tensors.get(name)
-            if own is not None and own.data_ptr() == parameter.data_ptr() != 0:
+            if is_lazy or name not in self._tensors:
+                continue
+            if self._tensors[name].data_ptr() == parameter.data_ptr() != 0:
                 raise ModelError(
                     f"model {self.label!r}, tensor {name!r}: is the very tensor of the loaded model that candidates "
                     "are written into. Give the search a copy of either."
