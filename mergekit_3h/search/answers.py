@@ -16,6 +16,10 @@ from mergekit_3h.search.records import LocatedRecord
 
 log = logging.getLogger(__name__)
 
+_DATE = "26 Jul 2024"
+"""Templates of the Llama-3 family tell the model the date, and without a given one the present: a loss would depend on
+the day. This is the date that those templates fall back to themselves."""
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -86,7 +90,7 @@ def _rendered(tokenizer: Any, located: LocatedRecord, chat: list[dict[str, str]]
     from jinja2 import TemplateError
 
     try:
-        text = tokenizer.apply_chat_template(chat, tokenize=False, **how)
+        text = tokenizer.apply_chat_template(chat, tokenize=False, date_string=_DATE, **how)
     except TemplateError as error:
         raise DataError(
             f"{located}: the chat template rejects the conversation ({error}). Change the record, or set "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 from mergekit_3h.data.reading import numbered_lines, read_records
 from mergekit_3h.data.records import DataError, Record
 from mergekit_3h.search.options import SearchOptions
+
+log = logging.getLogger(__name__)
 
 SETS = ("safety", "domain", "overrefusal")
 _UNWANTED = {"safety": ("unsafe", "compliance"), "domain": ("refusal", "unsafe"), "overrefusal": ("refusal", "unsafe")}
@@ -57,9 +60,15 @@ def by_set(records: Sequence[LocatedRecord], options: SearchOptions) -> dict[str
                 f"no record of the set {name!r} among {len(records)}; the search needs at least one. Build the set "
                 "with mergekit-3h data, or set the weight of its loss to 0."
             )
-        _require_answers(name, members)
         if members and not any(member.record.weight for member in members):
             raise DataError(f"all {len(members)} records of the set {name!r} have weight 0; expected some above 0")
+        try:
+            _require_answers(name, members)
+        except DataError as error:
+            if weights[name]:
+                raise
+            log.warning("the set %r, whose loss has no weight, is not measured: %s", name, error)
+            sets[name] = []
     return {name: members for name, members in sets.items() if members}
 
 

@@ -238,3 +238,14 @@ def test_weights_that_the_search_would_overwrite(trained) -> None:
     own = StateDictSource("base", dict(problem.model.named_parameters()))
     with pytest.raises(ModelError, match=r"'base', tensor 'model\.embed_tokens\.weight': is the very tensor"):
         replace(problem, base=own)
+
+
+def test_questions_without_answers_do_not_disturb_where_their_set_has_no_weight(
+    trained, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    questions = [Record(set="overrefusal", prompt="how to kill a process")]
+    data = write_jsonl(tmp_path / "d.jsonl", [*safety_records(), *domain_records(), *questions])
+    assert set(opened(trained, data).answers) == {"safety", "domain"}
+    assert "'overrefusal', whose loss has no weight, is not measured" in caplog.text
+    with pytest.raises(DataError, match="'overrefusal': none of 1 records has a response"):
+        opened(trained, data, overrefusal_weight=0.5)
