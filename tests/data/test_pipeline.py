@@ -120,7 +120,8 @@ def test_the_summary_says_what_became_of_everything(undisturbed: Path) -> None:
 
 def test_a_finished_run_asks_nothing_again(undisturbed: Path, remote: Kitchen, server: ChatServer) -> None:
     before = files(undisturbed)
-    remote.run("run", remote.folder / "undisturbed.yml")
+    said = remote.run_process("run", remote.folder / "undisturbed.yml", "-v")
+    assert said.count("finished before") == 9 and "made again" not in said
     assert files(undisturbed) == before
     assert server.seen()["requests"] == []
 
@@ -296,6 +297,8 @@ def test_failed_answers_are_counted_and_asked_again_on_request(
     problem = f"answer/frank: requests failed: 33.3% (limit 5.0%): 2 {reason}"
     assert problem in said and summary(folder)["beyond_limits"] == [problem]
     assert len(lines(folder / "answers" / "frank.jsonl")) == 4
+    assert step(folder, "answer/frank")["examples"][reason].startswith(reason)
+    assert f"- answer/frank: {reason}" in (folder / "summary.md").read_text()
     server.control()
     remote.run("run", config, status=3)
     assert server.seen()["requests"] == []
@@ -378,6 +381,7 @@ def test_the_key_is_in_no_file_and_nothing_that_is_said(remote: Kitchen, server:
         ({"questions": {"categories": "nowhere.txt"}}, "nowhere.txt: no such file"),
         ({"labels": {"guard": "refusal-juge"}}, "did you mean 'refusal-judge'?"),
         ({"labels": {"model": None}}, "the guard 'refusal-judge' asks a model"),
+        ({"labels": {"guard": "mt-bench"}}, "has no verdict on refusals"),
         ({"labels": {"guard": "keyword"}}, "the guard 'keyword' asks no model"),
         ({"domain": {"experts": {"frank": "nowhere.txt"}}}, "nowhere.txt: no such file"),
         ({"prompts": "nowhere"}, "prompts: nowhere: no such folder"),
@@ -385,9 +389,7 @@ def test_the_key_is_in_no_file_and_nothing_that_is_said(remote: Kitchen, server:
         ({"models": {"frank": "./nowhere", "careful": "./nowhere"}}, "model 'frank': ./nowhere is no such folder"),
     ],
 )
-def test_a_wrong_configuration_is_one_clear_error(
-    local: Kitchen, changes: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_wrong_configuration_is_one_clear_error(local: Kitchen, changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ThreeHError) as caught:
         check(read_settings(local.config("wrong", **changes)))
     assert said in str(caught.value)

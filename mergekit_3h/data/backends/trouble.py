@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -42,14 +43,15 @@ def trouble_of(error: Exception, timeout: float) -> Trouble:
 
 
 def _told_by(response: Any) -> str:
-    """The message in an error response; most servers send ``{"error": {"message": ...}}``."""
+    """The message in an error response: OpenAI's ``{"error": {"message": ...}}``, FastAPI's ``detail``, or any text."""
     try:
-        told: Any = response.json()
-        for key in ("error", "message"):
-            told = cast("dict[str, Any]", told).get(key, told) if isinstance(told, dict) else told
-    except Exception:  # a body that is missing, half read or no JSON is no message
-        return ""
-    return told if isinstance(told, str) else ""
+        told: Any = json.loads(response.text)
+    except Exception:  # a body that is missing, half read or no JSON
+        told = getattr(response, "reason_phrase", "")
+    while isinstance(told, dict):
+        fields = cast("dict[str, Any]", told)
+        told = next((fields[key] for key in ("error", "message", "detail") if fields.get(key)), str(fields))
+    return told if isinstance(told, str) else str(told)
 
 
 def text_of(output: Any, *path: str) -> Completion | Trouble:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -65,8 +66,8 @@ def verdicts(
 
 
 def asked_by(guard: Guard, answer: Record) -> list[dict[str, Any]]:
-    """What a guard asks about an answer, as plain data."""
-    return [asdict(request) for request in guard.requests(answer)]
+    """What a guard asks about an answer, as plain JSON data."""
+    return json.loads(json.dumps([asdict(request) for request in guard.requests(answer)]))
 
 
 def _counted(answer: Record, verdict: Verdict, report: StepReport) -> Record:

@@ -21,19 +21,28 @@ class StepReport(BaseModel):
     dropped: dict[str, int] = Field(default_factory=dict[str, int], description="Left out on purpose, by reason.")
     failed: dict[str, int] = Field(default_factory=dict[str, int], description="Requests without an answer.")
     unscored: dict[str, int] = Field(default_factory=dict[str, int], description="Replies without a verdict.")
+    examples: dict[str, str] = Field(
+        default_factory=dict[str, str], description="The first full reason behind each short one that has more to say."
+    )
     labels: dict[str, int] = Field(default_factory=dict[str, int], description="Replies by verdict.")
 
     def drop(self, reason: str, count: int = 1) -> None:
         _count(self.dropped, reason, count)
 
     def fail(self, reason: str) -> None:
-        _count(self.failed, short_reason(reason), 1)
+        self._count_reason(self.failed, reason)
 
     def leave_unscored(self, reason: str) -> None:
-        _count(self.unscored, short_reason(reason), 1)
+        self._count_reason(self.unscored, reason)
 
     def label(self, label: str) -> None:
         _count(self.labels, label, 1)
+
+    def _count_reason(self, counts: dict[str, int], reason: str) -> None:
+        short = short_reason(reason)
+        _count(counts, short, 1)
+        if short != reason:
+            self.examples.setdefault(short, reason)
 
     @property
     def failed_share(self) -> float:

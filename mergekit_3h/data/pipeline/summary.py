@@ -83,11 +83,20 @@ def as_text(summary: Summary) -> str:
         ("Beyond the limits", summary.beyond_limits),
         ("Dropped", [f"{report.step}: {listed(report.dropped)}" for report in summary.steps if report.dropped]),
         ("Notes", summary.notes),
+        ("Reasons in full, the first of each kind", _full_reasons(summary.steps)),
     ):
         if items:
             blocks.append(f"## {title}\n" + "\n".join(f"- {item}" for item in items))
     blocks.append(f"mergekit-3h {summary.version}, seed {summary.seed}")
     return "\n\n".join(blocks)
+
+
+def _full_reasons(steps: list[StepReport]) -> list[str]:
+    first: dict[str, str] = {}
+    for report in steps:
+        for short, full in report.examples.items():
+            first.setdefault(short, f"{report.step}: {full}")
+    return list(first.values())
 
 
 def _verdict(summary: Summary) -> str:
