@@ -137,7 +137,7 @@ def test_bfloat16_losses_are_near_those_of_float32() -> None:
 
 def test_a_template_that_tells_the_date_gives_the_same_loss_every_day() -> None:
     tokenizer = tiny_tokenizer()
-    today = "{% if date_string is not defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}{{ date_string }}"
-    tokenizer.chat_template = today + tokenizer.chat_template
+    today = "{% if date_string is not defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+    tokenizer.chat_template = today + "{{ date_string }}" + tokenizer.chat_template
     answer = one(Record(set="domain", prompt="hello", response="good day"), tokenizer)
     assert tokenizer.decode(answer.ids).startswith("26 Jul 2024")
