@@ -9,9 +9,11 @@ import click
 from mergekit_3h.errors import ThreeHError
 
 _COMMANDS = {
+    "audit": "losses and refusals of every model on the data, before they are merged",
     "check": "lint a mergekit config before hours are spent on it",
     "data": "make, import and look at the safety and domain data for safety-aware merging",
     "doctor": "which hosts and devices are there, and does each host see the methods",
+    "search": "find merge weights by safety and domain data, and write a config that merges with them",
 }
 
 

@@ -1,4 +1,4 @@
-"""The mergekit merge method ``safety_merge``: weights chosen by the loss on safety and domain data (arXiv 2406.14563)."""
+"""The mergekit merge method ``safety_merge``: weights chosen by losses on safety and domain data, arXiv 2406.14563."""
 
 from __future__ import annotations
 
@@ -84,7 +84,8 @@ class SafetyMergeMethod(GroupMergeMethod):
         if {str(entry.id) for entry in group.entries} != known:
             raise HostError(f"safety_merge: {group.metadata.name} is of other models than those of the planned merge")
         with shown_by_mergekit():
-            merged = merge.merged(group.metadata.name or "", {entry.id: entry.tensor for entry in group.entries})
+            tensors: dict[Any, torch.Tensor] = {entry.id: entry.tensor for entry in group.entries}
+            merged = merge.merged(group.metadata.name or "", tensors)
         assert merged is not None  # only an optional tensor that models lack gives none, and none is lacking here
         return merged
 

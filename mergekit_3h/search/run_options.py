@@ -31,16 +31,7 @@ class RunOptions(BaseModel):
 
     def files(self) -> list[Path]:
         """The data files, each of which exists."""
-        paths = [Path(part.strip()).expanduser() for part in self.data.split(",") if part.strip()]
-        if not paths:
-            raise OptionError(
-                "option 'data' is required: name the JSONL files of the safety and domain sets, separated by commas "
-                "(mergekit-3h data makes them)"
-            )
-        for path in paths:
-            if not path.is_file():
-                raise OptionError(f"option 'data': there is no file {path} (looked for in {Path.cwd()})")
-        return paths
+        return data_files(self.data)
 
     def folder(self) -> Path | None:
         """The report's folder, if there is to be one."""
@@ -50,6 +41,20 @@ class RunOptions(BaseModel):
         if folder.exists() and not folder.is_dir():
             raise OptionError(f"option 'report': {folder} is a file; expected a folder, or a path that is free")
         return folder
+
+
+def data_files(given: str) -> list[Path]:
+    """The files that the option ``data`` names."""
+    paths = [Path(part.strip()).expanduser() for part in given.split(",") if part.strip()]
+    if not paths:
+        raise OptionError(
+            "option 'data' is required: name the JSONL files of the safety and domain sets, separated by commas "
+            "(mergekit-3h data makes them)"
+        )
+    for path in paths:
+        if not path.is_file():
+            raise OptionError(f"option 'data': there is no file {path} (looked for in {Path.cwd()})")
+    return paths
 
 
 REQUIRED = ("data",)

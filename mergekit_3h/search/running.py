@@ -1,4 +1,4 @@
-"""A checked problem searched where its options say: in this process, or on a Ray cluster."""
+"""A checked problem searched where its options say."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mergekit_3h.search.problem import Problem
 from mergekit_3h.search.runner import OnDemandRunner, Runner
 from mergekit_3h.search.session import Point
 from mergekit_3h.search.solution import Solution
-from mergekit_3h.search.solving import solve
+from mergekit_3h.search.solving import solve_problem
 
 
 def search(
@@ -23,20 +23,18 @@ def search(
     identity: Mapping[str, object] | None = None,
     on_point: Callable[[Point], None] | None = None,
 ) -> Solution:
-    """Solve a problem. ``opened`` is called for its weights only if the trace does not have every result."""
+    """Solve a problem whose model may have no weights yet; ``opened`` gives it some, if anything is to be computed."""
 
     def make() -> Runner:
         return opened().local_runner()
 
     try:
-        return solve(
-            OnDemandRunner(make, problem.set_weights),
-            problem.layout,
-            problem.options,
-            base=problem.base.label,
+        return solve_problem(
+            problem,
+            runner=OnDemandRunner(make, problem.set_weights),
             trace_path=trace_path,
             resume=resume,
-            identity={**problem.identity(), **(identity or {})},
+            identity=identity,
             on_point=on_point,
         )
     finally:

@@ -23,7 +23,7 @@ from mergekit.options import MergeOptions
 from mergekit.plan import MergePlanner
 from torch import Tensor
 
-from mergekit_3h.errors import ModelError, OptionError
+from mergekit_3h.errors import ModelError, OptionError, ThreeHError
 from mergekit_3h.methods.lint.findings import shortened
 from mergekit_3h.methods.safety.request import Request
 from mergekit_3h.search.typed import drawing_from
@@ -35,7 +35,12 @@ class StaticMerge:
     def __init__(self, request: Request, weights: Mapping[str, Any], options: MergeOptions) -> None:
         self.request = request
         self.config = request.static(weights)
-        self._tasks = _planned(self.config, options)
+        try:
+            self._tasks = _planned(self.config, options)
+        except ThreeHError:
+            raise
+        except Exception as error:
+            raise OptionError(f"mergekit cannot plan the merge: {type(error).__name__}: {error}") from error
 
     def merged(self, name: str, tensors: Mapping[ModelReference, Tensor]) -> Tensor | None:
         """The tensor that mergekit calls ``name``, from those of all models."""
@@ -99,7 +104,9 @@ def _planned(config: Mapping[str, Any], options: MergeOptions) -> dict[str, Exec
     planner = MergePlanner(parsed, architecture, options, outputs)
     # Planning writes nothing: the output folder is made when the tasks are executed.
     saved = [task for task in planner.plan_to_disk(out_path="") if isinstance(task, SaveTensor)]
-    return {task.tensor_name: task.tensor_task for task in saved if isinstance(task.tensor_task, ExecuteMergeMethodTask)}
+    return {
+        task.tensor_name: task.tensor_task for task in saved if isinstance(task.tensor_task, ExecuteMergeMethodTask)
+    }
 
 
 def _own_parameters(task: ExecuteMergeMethodTask, models: Sequence[ModelReference]) -> dict[str, Any]:

@@ -44,9 +44,7 @@ class SafetyMerge:
         """One tensor, by the very method and parameters that the static config names."""
         return self._found()[1].merged(name, tensors)
 
-    def solve(
-        self, trace: Path | None, *, resume: bool, on_point: Callable[[Point], None] | None = None
-    ) -> Solution:
+    def solve(self, trace: Path | None, *, resume: bool, on_point: Callable[[Point], None] | None = None) -> Solution:
         """Search now."""
         with _own_random_numbers():
             return search(
@@ -73,7 +71,7 @@ class SafetyMerge:
             write_report(folder, solution, self.facts, static.config)
         else:
             log.warning(
-                "safety_merge found the weights %s; nothing else of the search is kept, as the option report is not set",
+                "safety_merge found the weights %s. Nothing else of the search is kept: the option report is not set",
                 solution.mergekit_weights(),
             )
         return solution, static

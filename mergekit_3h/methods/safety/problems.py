@@ -65,7 +65,9 @@ def checked_problem(request: Request, options: MergeOptions) -> Checked:
     folders = request.folders(options.transformers_cache, options.lora_merge_cache, trust)
     sources = [CheckpointSource(folder, label) for label, folder in folders.items()]
     require_same_architecture(sources)
-    tokenizer = shared_tokenizer({label: read_tokenizer(path, trust) for label, path in folders.items()}, request.options)
+    tokenizer = shared_tokenizer(
+        {label: read_tokenizer(path, trust) for label, path in folders.items()}, request.options
+    )
     model = empty_model(sources[0].folder, trust)
     parameters = list(merged_parameters(model, sources[0].names()))
     static = StaticMerge(request, dict.fromkeys(request.experts, 1.0), options)
@@ -85,9 +87,7 @@ def read_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(
-            str(folder), local_files_only=True, trust_remote_code=trust_remote_code
-        )
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=trust_remote_code)
     except Exception as error:
         raise ModelError(f"the tokenizer in {folder} cannot be read: {type(error).__name__}: {error}") from error
 

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
 from mergekit.merge_methods import BasePolicy, MergeMethod, ParameterScope, registered_methods
+from pydantic import ValidationError
 
 from mergekit_3h.errors import ModelError, OptionError
+from mergekit_3h.inspection.models import locate
 from mergekit_3h.methods.lint.findings import did_you_mean
 from mergekit_3h.methods.lint.places import Place, parameter_places
 from mergekit_3h.options import METHODS, TSVMOptions, parse_options
@@ -61,14 +64,32 @@ class Request:
         return parse_options(self.options.combine, self.shared)
 
     def folders(self, cache: str | None, lora_cache: str | None, trust_remote_code: bool) -> dict[str, Path]:
-        """Where the models are, by label, the base first; adapters are merged and models of the hub fetched."""
-        found: dict[str, Path] = {}
-        for label, model in {BASE_LABEL: self.base, **self.experts}.items():
-            if model.lora and not lora_cache:
-                raise ModelError(f"model {model}: merging its adapter needs a folder; pass --lora-merge-cache FOLDER")
-            whole = model.merged(lora_cache, trust_remote_code)
-            found[label] = Path(whole.local_path(cache))
-        return found
+        """Where the models are, by label, the base first."""
+        models = {BASE_LABEL: self.base, **self.experts}
+        return {label: folder_of(model, cache, lora_cache, trust_remote_code) for label, model in models.items()}
+
+
+def read_config(path: Path) -> MergeConfiguration:
+    """The mergekit config in a file."""
+    try:
+        return MergeConfiguration.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, ValidationError, RuntimeError, UnicodeDecodeError) as error:
+        raise OptionError(
+            f"{path}: not a config of mergekit-yaml ({error}); `mergekit-3h check {path}` says more"
+        ) from None
+
+
+def folder_of(model: ModelReference, cache: str | None, lora_cache: str | None, trust_remote_code: bool) -> Path:
+    """Where a model is; an adapter is merged first, and a model of the hub is fetched."""
+    for part in (model.model, *([model.lora] if model.lora else [])):
+        if locate(part.path, part.revision).status == "missing":
+            raise ModelError(f"there is no model at {part.path} (looked for in {Path.cwd()})")
+    if model.lora and not lora_cache:
+        raise ModelError(f"model {model}: merging its adapter needs a folder; pass --lora-merge-cache FOLDER")
+    try:
+        return Path(model.merged(lora_cache, trust_remote_code).local_path(cache))
+    except Exception as error:
+        raise ModelError(f"model {model} cannot be opened: {type(error).__name__}: {error}") from error
 
 
 def read_request(config: Any, overrides: Mapping[str, Any] | None = None) -> Request:
@@ -92,7 +113,9 @@ def read_request(config: Any, overrides: Mapping[str, Any] | None = None) -> Req
     run, options = parse_run_options({**given, **(overrides or {})})
     method = combination(options.combine)
     _require_known_parameters(config, method)
-    experts = {label: model for label, model in _labelled([m for m, _ in inputs if str(m) != base]).items()}
+    experts = labelled_models([model for model, _ in inputs if str(model) != base])
+    if not experts:
+        raise ModelError("safety_merge needs at least one expert beside the base model: add it under `models:`")
     own = {label: _own_parameters(inputs, model, config.merge_method) for label, model in experts.items()}
     kept = {
         key: raw[key] for key in ("dtype", "out_dtype", "tokenizer_source", "tokenizer", "chat_template") if key in raw
@@ -106,7 +129,7 @@ def combination(name: str) -> MergeMethod:
     if name not in usable:
         advice = did_you_mean(name, list(usable), otherwise=f"there are: {', '.join(sorted(usable))}")
         raise OptionError(
-            f"option 'combine': got {name!r}; expected a merge method with a base and a weight for each expert; {advice}"
+            f"option 'combine': got {name!r}; expected a merge method with a base and a weight per expert; {advice}"
         )
     return usable[name]
 
@@ -156,10 +179,8 @@ def _plain(parameters: Mapping[str, Any] | None) -> dict[str, Any]:
     return {name: plain(value) for name, value in (parameters or {}).items()}
 
 
-def _labelled(models: list[ModelReference]) -> dict[str, ModelReference]:
+def labelled_models(models: list[ModelReference]) -> dict[str, ModelReference]:
     """Short names: the folders', unless two of them are the same or the base's label."""
-    if not models:
-        raise ModelError("safety_merge needs at least one expert beside the base model: add it under `models:`")
     names = [_folder_name(model) for model in models]
     return {
         name if names.count(name) == 1 and name != BASE_LABEL else str(model): model

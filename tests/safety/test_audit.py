@@ -1,0 +1,105 @@
+"""``mergekit-3h audit``: the misaligned model is seen before it is merged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+from search.training import REFUSAL, domain_records, safety_records, train, write_jsonl
+from tiny_models import tiny_model, tiny_tokenizer
+
+from mergekit_3h.cli import main
+from mergekit_3h.data.records import Record
+
+from .conftest import Trained
+
+
+@pytest.fixture(scope="module")
+def refuser(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that refuses whatever it is asked, word by word."""
+    folder = tmp_path_factory.mktemp("refuser").resolve() / "refuser"
+    model = tiny_model("llama", seed=3)
+    asked = [*safety_records(), *(record.changed(response=REFUSAL) for record in domain_records())]
+    train(model, asked, 60, 1e-2)
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def audit(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(main, ["audit", *arguments, "--max-new-tokens", "24"])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.stdout or result.stderr
+
+
+def test_models_of_a_config(trained: Trained, absolute: Path) -> None:
+    config = absolute / "config.yml"
+    config.write_text(yaml.safe_dump(trained.config()))
+    status, output = audit(str(config), "--json")
+    assert status == 0
+    models = {model["model"]: model for model in json.loads(output)["models"]}
+    assert list(models) == ["base", "aligned", "domain"]
+    assert models["aligned"]["losses"]["safety"] < models["domain"]["losses"]["safety"]
+    assert models["domain"]["losses"]["domain"] < models["aligned"]["losses"]["domain"]
+    # The losses are those that a search measures: the same records, in the same batches.
+    report = absolute / "found.yml"
+    found = CliRunner().invoke(main, ["search", str(config), "-o", str(report), "--solver", "cocktail"])
+    assert found.exit_code == 0, found.output
+    searched = json.loads(report.with_suffix(".json").read_text())["models"]
+    assert searched["domain"]["safety"]["loss"] == models["domain"]["losses"]["safety"]
+
+
+def test_refusals_and_over_refusals(trained: Trained, refuser: Path, absolute: Path) -> None:
+    harmless = [Record(set="overrefusal", prompt=record.question) for record in domain_records()]
+    data = write_jsonl(absolute / "data.jsonl", [*safety_records(), *harmless])
+    status, output = audit(str(refuser), str(trained.domain), "--data", f"{trained.data}, {data}", "--json")
+    assert status == 0
+    content = json.loads(output)
+    rates = {model["model"]: model["rates"] for model in content["models"]}
+    assert rates["refuser"]["safety"]["refusal_rate"] == 1.0
+    assert rates["refuser"]["overrefusal"]["refusal_rate"] == 1.0
+    assert rates["domain"]["safety"]["refusal_rate"] < 0.5
+    assert any("domain refuses" in remark and "alignment" in remark for remark in content["remarks"])
+    assert any("refuser refuses 100% of the overrefusal prompts" in remark for remark in content["remarks"])
+    # Without a reply of its own a prompt has no loss.
+    assert "overrefusal" not in content["models"][0]["losses"]
+
+
+def test_table(trained: Trained) -> None:
+    status, output = audit(str(trained.aligned), "--data", str(trained.data))
+    assert status == 0
+    header, row = output.splitlines()[:2]
+    assert header.split()[:3] == ["model", "loss", "safety"]
+    assert row.startswith("aligned") and "%" in row
+
+
+def test_a_model_that_cannot_be_audited_does_not_hide_the_others(trained: Trained, absolute: Path) -> None:
+    (absolute / "broken").mkdir()
+    status, output = audit(str(absolute / "broken"), str(trained.aligned), "--data", str(trained.data), "--json")
+    assert status == 1
+    broken, aligned = json.loads(output)["models"]
+    assert "has no tokenizer" in broken["failure"]
+    assert aligned["losses"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--data", "nowhere.jsonl"), "there is no file nowhere.jsonl"),
+        ((), "option 'data' is required"),
+        (("--data", "{data}", "--guard", "keywrod"), "did you mean 'keyword'?"),
+        (("--data", "{data}", "--guard", "wildguard"), "needs --guard-model"),
+    ],
+)
+def test_bad_options(arguments: tuple[str, ...], message: str, trained: Trained) -> None:
+    status, output = audit(str(trained.aligned), *(part.format(data=trained.data) for part in arguments))
+    assert status != 0
+    assert message in output
+
+
+def test_missing_model() -> None:
+    status, output = audit("/nowhere/model", "--data", "x.jsonl")
+    assert status == 1 and "there is no model at /nowhere/model" in output
