@@ -155,4 +155,4 @@ def _learn(
 
 if __name__ == "__main__":
     for name, lessons in (("frank", frank_lessons()), ("careful", careful_lessons())):
-        print(f"wrote {teach(HERE / 'models' / name, lessons)}")
+        print(f"wrote {teach(HERE / 'run' / 'models' / name, lessons)}")

@@ -11,6 +11,8 @@ from pydantic_core import PydanticCustomError
 from mergekit_3h.errors import OptionError
 
 _LONGEST_QUOTE = 60
+# What was got is in the message already, or may be a secret.
+_UNQUOTED = {"unknown_key", "model_name", "not_a_variable", "credentials_in_url"}
 
 
 class Section(BaseModel):
@@ -48,10 +50,7 @@ def _problem(details: dict[str, Any]) -> str:
     message: str = details["msg"]
     if details["type"] == "missing":
         return f"{place}: required, but not given"
-    # Our own errors say what was got where that helps; a value that pydantic rejects is quoted if it is plain.
     value = details["input"]
     quotable = isinstance(value, (bool, int, float)) or (isinstance(value, str) and len(value) <= _LONGEST_QUOTE)
-    is_pydantics = "ctx" not in details or "error" in details or details["type"] != "value_error"
-    custom = details["type"] in ("unknown_key", "not_a_variable", "credentials_in_url")
-    got = f"got {value!r}; " if quotable and is_pydantics and not custom else ""
+    got = f"got {value!r}; " if quotable and details["type"] not in _UNQUOTED else ""
     return f"{place}: {got}{message[0].lower()}{message[1:]}"

@@ -159,6 +159,8 @@ def test_bfloat16_and_float16_answer_too(frank: Path) -> None:
     [
         ({"model": "./nowhere"}, "no such folder"),
         ({"model": ".", "device": "cpu"}, "a folder without config.json"),
+        ({"model": "nobody-at-all/no-such-model"}, "is no folder here, and the hub has no config.json for it"),
+        ({"model": ".", "device": "cuda:9"}, "torch sees no GPU here|sees only"),
     ],
 )
 def test_a_checkpoint_that_is_not_there_is_found_out_early(options: dict[str, Any], said: str) -> None:

@@ -165,12 +165,12 @@ def test_the_example_runs_as_its_readme_says(
     for name in ("pipeline.yml", "topics.txt", "sums.txt"):
         shutil.copy(EXAMPLE / name, tmp_path)
     shutil.copytree(EXAMPLE / "prompts", tmp_path / "prompts")
-    shutil.copytree(frank, tmp_path / "models" / "frank")
-    shutil.copytree(careful, tmp_path / "models" / "careful")
+    shutil.copytree(frank, tmp_path / "run" / "models" / "frank")
+    shutil.copytree(careful, tmp_path / "run" / "models" / "careful")
     monkeypatch.chdir(tmp_path)
     said = CliRunner().invoke(main, ["data", "run", "pipeline.yml"])
     assert said.exit_code == 0, said.output
-    assert files(tmp_path / "out", "*.jsonl") == files(undisturbed, "*.jsonl")
+    assert files(tmp_path / "run" / "data", "*.jsonl") == files(undisturbed, "*.jsonl")
 
 
 def test_the_docs_name_every_option() -> None:

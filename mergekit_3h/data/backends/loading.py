@@ -21,6 +21,9 @@ def usable_device(wanted: str) -> str:
         return "cuda:0" if torch.cuda.is_available() else "cpu"
     if wanted.startswith("cuda") and not torch.cuda.is_available():
         raise BackendError(f"device: got {wanted!r}, but torch sees no GPU here; use cpu or auto")
+    number = wanted.partition(":")[2]
+    if number.isdigit() and wanted.startswith("cuda") and int(number) >= torch.cuda.device_count():
+        raise BackendError(f"device: got {wanted!r}, but torch sees only {torch.cuda.device_count()} GPUs here")
     return wanted
 
 

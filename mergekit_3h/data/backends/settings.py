@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 from urllib.parse import urlparse
@@ -40,7 +41,11 @@ class TransformersSettings(Section):
         return self.model_dump(include={"model", "revision", "dtype", "template"})
 
     def check(self, name: str) -> None:
-        """Raise if this model obviously cannot be opened, without loading anything."""
+        """Raise if this model cannot be opened, as far as that can be told without loading its weights."""
+        if self.device.startswith("cuda"):
+            from mergekit_3h.data.backends.loading import usable_device
+
+            usable_device(self.device)
         folder = Path(self.model).expanduser()
         looks_local = self.model.startswith((".", "/", "~")) or folder.exists()
         if looks_local and not (folder / "config.json").is_file():
@@ -48,6 +53,19 @@ class TransformersSettings(Section):
             raise BackendError(
                 f"model {name!r}: {self.model} is {found}; expected a checkpoint folder or a name on the hub"
             )
+        if not looks_local:
+            self._check_hub(name)
+
+    def _check_hub(self, name: str) -> None:
+        hub: Any = import_module("huggingface_hub")
+        try:
+            hub.hf_hub_download(self.model, "config.json", revision=self.revision)
+            return
+        except Exception as error:  # no such name, no network, no access, not in the cache: each has its own class
+            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise BackendError(
+            f"model {name!r}: {self.model} is no folder here, and the hub has no config.json for it: {reason}"
+        )
 
     def open(self) -> Backend:
         from mergekit_3h.data.backends.local import TransformersBackend
