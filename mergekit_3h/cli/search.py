@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 import click
+from pydantic import BaseModel
 
-from mergekit_3h.search.options import SearchOptions
-from mergekit_3h.search.run_options import RunOptions
+from mergekit_3h.search.run_options import DECLARATIONS
 
 if TYPE_CHECKING:
     from mergekit_3h.search.solution import Solution
 
 
-def _option_of(name: str, declaration: type[RunOptions] | type[SearchOptions]) -> Callable[..., Any]:
+def _option_of(name: str, declaration: type[BaseModel]) -> Callable[..., Any]:
     """A declared option as one of the command line; not given means: what the config says."""
     field = declaration.model_fields[name]
     flag = "--" + name.replace("_", "-")
@@ -29,9 +29,11 @@ def _option_of(name: str, declaration: type[RunOptions] | type[SearchOptions]) -
 
 
 def _with_search_options(command: Callable[..., None]) -> Callable[..., None]:
-    for name in reversed(SearchOptions.model_fields):
-        command = _option_of(name, SearchOptions)(command)
-    return _option_of("data", RunOptions)(command)
+    for declaration in reversed(DECLARATIONS):
+        for name in reversed(declaration.model_fields):
+            if name != "report":  # here the output says where everything goes
+                command = _option_of(name, declaration)(command)
+    return command
 
 
 @click.command("search")

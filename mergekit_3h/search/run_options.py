@@ -1,21 +1,24 @@
-"""Options of a whole ``safety_merge`` run, declared once for every host beside those of its search."""
+"""Every option of ``safety_merge`` in every host: those of a whole run, of its search, and of a Ray cluster."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from mergekit_3h.errors import OptionError
 from mergekit_3h.options import checked
 from mergekit_3h.search.options import SearchOptions, parse_search_options
+from mergekit_3h.search.scale_out import ScaleOut, parse_scale_out
 
 
 class RunOptions(BaseModel):
-    """Where a run takes its data from and leaves its report."""
+    """Where a run takes its data from, where candidates are evaluated, and where the report is left."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -27,6 +30,11 @@ class RunOptions(BaseModel):
         None,
         description="Folder for the report: losses, coefficients, trace, plot, and static.yml, which reproduces the "
         "merge without data. Unset: in FusionBench the log directory, elsewhere none is written.",
+    )
+    runner: Literal["local", "ray"] = Field(
+        "local",
+        description="Where candidates are evaluated. local: in this process. ray: on the workers of a Ray cluster, "
+        "with the same result.",
     )
 
     def files(self) -> list[Path]:
@@ -43,6 +51,46 @@ class RunOptions(BaseModel):
         return folder
 
 
+_RAY = "ray_"
+_ray_fields: dict[str, Any] = {
+    f"{_RAY}{name}": (field.annotation, deepcopy(field)) for name, field in ScaleOut.model_fields.items()
+}
+RayOptions: type[BaseModel] = create_model("RayOptions", __config__=ConfigDict(extra="forbid"), **_ray_fields)
+"""The options of ``ScaleOut``, with ``ray_`` before their names."""
+
+REQUIRED = ("data",)
+DECLARATIONS: tuple[type[BaseModel], ...] = (RunOptions, SearchOptions, RayOptions)
+
+
+@dataclass(frozen=True)
+class SafetyMergeOptions:
+    """All of them, parsed."""
+
+    run: RunOptions
+    search: SearchOptions
+    scale_out: ScaleOut
+
+
+def safety_merge_option_names() -> list[str]:
+    """Every option, those of the run first."""
+    return [name for declaration in DECLARATIONS for name in declaration.model_fields]
+
+
+def parse_safety_merge_options(given: Mapping[str, Any]) -> SafetyMergeOptions:
+    """Options from plain values; the error names the option, its value and what it may be."""
+    known = safety_merge_option_names()
+    for name in given:
+        if name not in known:
+            close = get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"it has: {', '.join(known)}"
+            raise OptionError(f"safety_merge has no option {name!r}; {hint}")
+    run = {name: checked(RunOptions, name, value) for name, value in given.items() if name in RunOptions.model_fields}
+    ray = {name: checked(RayOptions, name, value) for name, value in given.items() if name in RayOptions.model_fields}
+    search = {name: value for name, value in given.items() if name in SearchOptions.model_fields}
+    scale_out = parse_scale_out({name.removeprefix(_RAY): value for name, value in ray.items()})
+    return SafetyMergeOptions(RunOptions(**run), parse_search_options(search), scale_out)
+
+
 def data_files(given: str) -> list[Path]:
     """The files that the option ``data`` names."""
     paths = [Path(part.strip()).expanduser() for part in given.split(",") if part.strip()]
@@ -55,25 +103,3 @@ def data_files(given: str) -> list[Path]:
         if not path.is_file():
             raise OptionError(f"option 'data': there is no file {path} (looked for in {Path.cwd()})")
     return paths
-
-
-REQUIRED = ("data",)
-DECLARATIONS: tuple[type[BaseModel], ...] = (RunOptions, SearchOptions)
-
-
-def run_option_names() -> list[str]:
-    """Every option of ``safety_merge``, those of the run first."""
-    return [name for declaration in DECLARATIONS for name in declaration.model_fields]
-
-
-def parse_run_options(given: Mapping[str, Any]) -> tuple[RunOptions, SearchOptions]:
-    """Both kinds of options from plain values; the error names the option, its value and what it may be."""
-    known = run_option_names()
-    for name in given:
-        if name not in known:
-            close = get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"it has: {', '.join(known)}"
-            raise OptionError(f"safety_merge has no option {name!r}; {hint}")
-    own = {name: checked(RunOptions, name, given[name]) for name in given if name in RunOptions.model_fields}
-    search = {name: value for name, value in given.items() if name in SearchOptions.model_fields}
-    return RunOptions(**own), parse_search_options(search)

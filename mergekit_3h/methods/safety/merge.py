@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from mergekit.options import MergeOptions
 from torch import Tensor
 
 from mergekit_3h.methods.safety.combining import StaticMerge
-from mergekit_3h.methods.safety.problems import checked_problem
+from mergekit_3h.methods.safety.problems import checked_problem, opened_problem
 from mergekit_3h.methods.safety.request import Request
 from mergekit_3h.search.report import TRACE, write_report
 from mergekit_3h.search.running import search
@@ -50,6 +51,8 @@ class SafetyMerge:
             return search(
                 self._checked.problem,
                 self._checked.opened,
+                self.request.given,
+                opened_by_worker=partial(opened_problem, self.request, self._options),
                 trace_path=trace,
                 resume=resume,
                 identity={"parameters": self.facts["parameters"], "model_parameters": self.facts["model_parameters"]},

@@ -80,6 +80,11 @@ def checked_problem(request: Request, options: MergeOptions) -> Checked:
     return Checked(problem, folders, str(options.device or "cpu"), trust)
 
 
+def opened_problem(request: Request, options: MergeOptions) -> Problem:
+    """The problem with its weights, in a process that has seen nothing of it."""
+    return checked_problem(request, options).opened()
+
+
 def read_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
     """The tokenizer beside a checkpoint, or None if there is none."""
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):

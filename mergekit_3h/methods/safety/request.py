@@ -19,7 +19,12 @@ from mergekit_3h.methods.lint.findings import did_you_mean
 from mergekit_3h.methods.lint.places import Place, parameter_places
 from mergekit_3h.options import METHODS, TSVMOptions, parse_options
 from mergekit_3h.search.options import LINEAR_COMBINATIONS, SearchOptions
-from mergekit_3h.search.run_options import RunOptions, parse_run_options, run_option_names
+from mergekit_3h.search.run_options import (
+    RunOptions,
+    SafetyMergeOptions,
+    parse_safety_merge_options,
+    safety_merge_option_names,
+)
 
 METHOD_NAME = "safety_merge"
 BASE_LABEL = "base"
@@ -35,12 +40,19 @@ class Request:
 
     base: ModelReference
     experts: Mapping[str, ModelReference]
-    run: RunOptions
-    options: SearchOptions
+    given: SafetyMergeOptions
     shared: Mapping[str, Any]
     own: Mapping[str, Mapping[str, Any]]
     kept: Mapping[str, Any]
     """The keys of the config that are no business of the merge method: dtype, tokenizer, chat template ..."""
+
+    @property
+    def run(self) -> RunOptions:
+        return self.given.run
+
+    @property
+    def options(self) -> SearchOptions:
+        return self.given.search
 
     def static(self, weights: Mapping[str, Any]) -> dict[str, Any]:
         """The ordinary mergekit config that merges with fixed weights, given by the experts' labels."""
@@ -110,8 +122,8 @@ def read_request(config: Any, overrides: Mapping[str, Any] | None = None) -> Req
     if config.merge_method != METHOD_NAME:
         given["combine"] = config.merge_method
         shared.pop("weight", None)
-    run, options = parse_run_options({**given, **(overrides or {})})
-    method = combination(options.combine)
+    options = parse_safety_merge_options({**given, **(overrides or {})})
+    method = combination(options.search.combine)
     _require_known_parameters(config, method)
     experts = labelled_models([model for model, _ in inputs if str(model) != base])
     if not experts:
@@ -120,7 +132,7 @@ def read_request(config: Any, overrides: Mapping[str, Any] | None = None) -> Req
     kept = {
         key: raw[key] for key in ("dtype", "out_dtype", "tokenizer_source", "tokenizer", "chat_template") if key in raw
     }
-    return Request(config.base_model, experts, run, options, shared, {k: v for k, v in own.items() if v}, kept)
+    return Request(config.base_model, experts, options, shared, {k: v for k, v in own.items() if v}, kept)
 
 
 def combination(name: str) -> MergeMethod:
@@ -141,7 +153,7 @@ def _has_weights_to_search(method: MergeMethod) -> bool:
 
 def _divided(parameters: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Options of safety_merge, and the other parameters."""
-    own = run_option_names()
+    own = safety_merge_option_names()
     given = {name: parameters.pop(name) for name in list(parameters) if name in own}
     for name, value in given.items():
         if isinstance(value, list | dict):
@@ -208,10 +220,10 @@ def _require_known_parameters(config: MergeConfiguration, method: MergeMethod) -
         for name in place.parameters:
             if name == "weight" and is_ours:
                 raise OptionError(f"{place.where}.weight: the weights are what safety_merge searches; remove it")
-            if name in run_option_names():
+            if name in safety_merge_option_names():
                 _require_global(place, name)
             elif name not in of_method and name != "weight":
-                known = run_option_names() + of_method
+                known = safety_merge_option_names() + of_method
                 raise OptionError(
                     f"{place.where}: neither safety_merge nor {method.spec.name}, which combines the models, has an "
                     f"option {name!r}; {did_you_mean(name, known, otherwise='it has: ' + ', '.join(known))}"
