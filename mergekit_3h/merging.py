@@ -13,8 +13,8 @@ import torch
 
 from mergekit_3h.errors import TensorError
 from mergekit_3h.kernels.assembly import Report, components, merge
-from mergekit_3h.kernels.means import mean_share, mean_update
 from mergekit_3h.kernels.tasks import TaskMatrices
+from mergekit_3h.kernels.whole_tensors import is_finite, mean_share, mean_update
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -135,7 +135,7 @@ def require_mergeable(name: str, tensors: Mapping[str, Tensor]) -> None:
     for label, tensor in tensors.items():
         if not tensor.is_floating_point():
             raise TensorError(f"tensor {name!r} of {label} holds {tensor.dtype}, expected floating-point numbers")
-        if not bool(torch.isfinite(tensor).all()):
+        if not is_finite(tensor):
             raise TensorError(
                 f"tensor {name!r} of {label} holds NaN or infinity. Check that this checkpoint loads and was saved "
                 "whole; a merge with it would be NaN too."

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from mergekit_3h.kernels.factors import PolarFactors
 from mergekit_3h.kernels.krylov import krylov_spectrum
+from mergekit_3h.kernels.memory import release_freed_memory
 from mergekit_3h.kernels.noise import rounding_edge
 from mergekit_3h.kernels.outliers import outlier_mass, outlier_weights
 from mergekit_3h.kernels.ranks import RankRule, rank_budget, sparsity
@@ -115,20 +116,24 @@ def _shares(tasks: TaskMatrices, plan: Plan, settings: Settings) -> tuple[Trunca
         everything = RankRule(tasks.rows, tasks.columns, tasks.columns, noise_edge=0.0, energy=1.0)
         full = _present(decompose(tasks, [everything] * n, settings))
         ranks = [rule(s.values, s.total_square) for rule, s in zip(plan.rules, full, strict=True)]
-        return PolarFactors(tasks, full, ranks, right_is_orthogonal=True), _report(plan, full, ranks)
+        report = _report(plan, full, ranks)
+        return PolarFactors(tasks, full, ranks, right_is_orthogonal=True), report
     spectra = _present(decompose(tasks, plan.rules, settings))
     ranks = [spectrum.rank for spectrum in spectra]
-    return PolarFactors(tasks, spectra, ranks), _report(plan, spectra, ranks)
+    report = _report(plan, spectra, ranks)
+    return PolarFactors(tasks, spectra, ranks), report
 
 
 def decompose(tasks: TaskMatrices, rules: Sequence[RankRule | None], settings: Settings) -> list[Spectrum | None]:
     """The leading singular triplets of every task, cut to the rank its rule allows; ``None`` where there is no rule."""
     found: list[Spectrum | None] = [None] * len(tasks)
+    release_freed_memory(tasks.columns)
 
     def find(i: int, rule: RankRule) -> None:
         found[i] = _spectrum(tasks, i, rule, settings)
 
     run_all(tasks.device, [partial(find, i, rule) for i, rule in enumerate(rules) if rule is not None])
+    release_freed_memory(tasks.columns)
     return found
 
 

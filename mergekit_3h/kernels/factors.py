@@ -10,6 +10,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
+from mergekit_3h.kernels.memory import release_freed_memory
 from mergekit_3h.kernels.polar import inverse_sqrt, inverse_sqrt_of_two_blocks
 from mergekit_3h.kernels.spectra import TILE, Spectrum
 from mergekit_3h.kernels.tasks import TaskMatrices
@@ -24,13 +25,13 @@ class PolarFactors:
 
     U = delta_i V_i S_i^-1 is made a block of rows at a time. Task i's share of the merge keeps its first ``ranks[i]``
     columns, or all of them. ``right_is_orthogonal`` says that every V_i is a whole orthogonal matrix, so that
-    V V^T = n I and V_perp = V / sqrt(n).
+    V V^T = n I and V_perp = V / sqrt(n). The list of ``spectra`` is emptied: their vectors live on in V.
     """
 
     def __init__(
         self,
         tasks: TaskMatrices,
-        spectra: Sequence[Spectrum],
+        spectra: list[Spectrum],
         ranks: Sequence[int] | None = None,
         *,
         right_is_orthogonal: bool = False,
@@ -42,6 +43,7 @@ class PolarFactors:
         self.parts = [slice(start, end) for start, end in pairwise(ends)]
         kept = ranks if ranks is not None else [s.rank for s in spectra]
         self.kept = [slice(part.start, part.start + rank) for part, rank in zip(self.parts, kept, strict=True)]
+        spectra.clear()
         self.right_is_orthogonal = right_is_orthogonal
         self._stored: Tensor | None = None
         if tasks.rows <= STORED_ASPECT * tasks.columns:
@@ -149,6 +151,8 @@ class PolarFactors:
             self._right_whitener = self._inverse_sqrt(right_gram, self._is_right_wide)
 
         self._run([whiten_left, whiten_right])
+        del left_gram, right_gram
+        release_freed_memory(self.tasks.columns)
 
     def _inverse_sqrt(self, gram: Tensor, is_wide: bool) -> Tensor:
         if len(self.parts) == 2 and not is_wide:

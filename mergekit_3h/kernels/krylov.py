@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mergekit_3h.kernels.dense import eigh, orthonormal_columns
+from mergekit_3h.kernels.dense import eigh_in_place, orthonormal_columns
 from mergekit_3h.kernels.ranks import KRYLOV_SHARE
 from mergekit_3h.kernels.spectra import RankFunction, Spectrum
 from mergekit_3h.kernels.tasks import TaskMatrices
@@ -45,7 +45,7 @@ def krylov_spectrum(
         block = image
         if step == 0:
             continue
-        theta, y = eigh(basis.T @ images)
+        theta, y = eigh_in_place(basis.T @ images)
         theta, y = theta.flip(0).clamp_min_(0), y.flip(1)
         rank = rank_rule(theta.sqrt(), total_square)
         vectors = basis @ y[:, :rank]

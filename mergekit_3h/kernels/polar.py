@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mergekit_3h.kernels.dense import eigh
+from mergekit_3h.kernels.dense import eigh_in_place
 
 RELATIVE_CUT = 1e-10
 """Eigenvalues of a Gram matrix below this share of the largest count as zero. float64 leaves noise of about 1e-15 of
@@ -18,10 +18,10 @@ it there; a cut of 1e-14 was seen to let that noise through."""
 
 
 def inverse_sqrt(gram: Tensor) -> Tensor:
-    """Pseudo-inverse square root of a symmetric positive semidefinite matrix."""
+    """Pseudo-inverse square root of a symmetric positive semidefinite matrix, whose memory is used up."""
     if gram.shape[0] == 0:
         return gram
-    w, q = eigh(gram)
+    w, q = eigh_in_place(gram)
     kept = w > RELATIVE_CUT * w[-1]
     # B B^T with B = Q w^(-1/4) is symmetric to the last bit, which Q w^(-1/2) Q^T is not.
     b = q.mul_(torch.where(kept, w, torch.inf).pow(-0.25))
@@ -40,7 +40,7 @@ def inverse_sqrt_of_two_blocks(cross: Tensor) -> Tensor:
         return swapped.roll((k, k), (0, 1))
     if cross.shape[1] == 0:
         return torch.eye(k, dtype=cross.dtype, device=cross.device)
-    square, y = eigh(cross.T @ cross)
+    square, y = eigh_in_place(cross.T @ cross)
     square = square.clamp_(0.0, 1.0)
     plus = 1 + square.sqrt()
     minus = (1 - square) / plus

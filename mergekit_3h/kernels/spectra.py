@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mergekit_3h.kernels.dense import eigh
+from mergekit_3h.kernels.dense import eigh_in_place
 from mergekit_3h.kernels.tasks import TaskMatrices
 from mergekit_3h.kernels.workers import spans
 
@@ -45,8 +45,7 @@ def exact_spectrum(tasks: TaskMatrices, i: int, rank_rule: RankFunction, method:
     gram = torch.zeros(tasks.columns, tasks.columns, dtype=torch.float64, device=tasks.device)
     for block in tasks.blocks(i):
         add_gram(gram, block)
-    squares, vectors = eigh(gram)
-    del gram
+    squares, vectors = eigh_in_place(gram)
     squares = squares.clamp_min_(0).flip(0)
     values = squares.sqrt()
     total_square = float(squares.sum())

@@ -1,4 +1,4 @@
-"""How tensors that are no matrices, and excluded ones, are merged: the mean of the updates."""
+"""Passes over whole tensors of any shape, a block at a time: means of updates, and the search for NaN."""
 
 from __future__ import annotations
 
@@ -28,3 +28,12 @@ def mean_update(experts: Sequence[Tensor], base: Tensor, weights: Sequence[float
 def mean_share(expert: Tensor, base: Tensor, n: int) -> Tensor:
     """(W_i - W_0) / n, what one of ``n`` experts of weight 1 adds to ``mean_update``, in float64."""
     return (expert.to(torch.float64) - base.to(torch.float64)) / n
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether every number is finite; looked at in blocks, since ``torch.isfinite`` makes copies of its argument."""
+    flat = tensor.reshape(-1)
+    finite = torch.ones((), dtype=torch.bool, device=tensor.device)
+    for part in spans(flat.numel(), 4 * BLOCK_ELEMENTS):
+        finite &= torch.isfinite(flat[part]).all()
+    return bool(finite)
