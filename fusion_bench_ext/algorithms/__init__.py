@@ -8,17 +8,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fusion_bench_ext.algorithms.mergekit_method import MergeKitAlgorithm as MergeKitAlgorithm
     from fusion_bench_ext.algorithms.rtsvm import RTSVM as RTSVM
+    from fusion_bench_ext.algorithms.safety_merge import SafetyMerge as SafetyMerge
     from fusion_bench_ext.algorithms.streaming import StreamingAlgorithm as StreamingAlgorithm
     from fusion_bench_ext.algorithms.tsvm import TSVM as TSVM
 
 _MODULE_OF = {
     "MergeKitAlgorithm": "mergekit_method",
     "RTSVM": "rtsvm",
+    "SafetyMerge": "safety_merge",
     "StreamingAlgorithm": "streaming",
     "TSVM": "tsvm",
 }
 
-__all__ = ["RTSVM", "TSVM", "MergeKitAlgorithm", "StreamingAlgorithm"]
+__all__ = ["RTSVM", "TSVM", "MergeKitAlgorithm", "SafetyMerge", "StreamingAlgorithm"]
 
 
 def __getattr__(name: str) -> Any:

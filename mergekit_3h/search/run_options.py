@@ -70,6 +70,11 @@ class SafetyMergeOptions:
     search: SearchOptions
     scale_out: ScaleOut
 
+    def by_name(self) -> dict[str, Any]:
+        """Every option under the name that users write."""
+        ray = {f"{_RAY}{name}": value for name, value in self.scale_out.model_dump().items()}
+        return {**self.run.model_dump(), **self.search.model_dump(), **ray}
+
 
 def safety_merge_option_names() -> list[str]:
     """Every option, those of the run first."""

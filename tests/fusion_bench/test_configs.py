@@ -13,11 +13,11 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 import fusion_bench_ext
-from fusion_bench_ext.algorithms import RTSVM, TSVM, MergeKitAlgorithm
+from fusion_bench_ext.algorithms import RTSVM, TSVM, MergeKitAlgorithm, SafetyMerge
 from mergekit_3h.options import METHODS, ModelOptions
 
 CONFIGS = Path(fusion_bench_ext.__file__).parent / "config"
-ALGORITHMS = {"tsvm": TSVM, "rtsvm": RTSVM, "mergekit": MergeKitAlgorithm}
+ALGORITHMS = {"tsvm": TSVM, "rtsvm": RTSVM, "mergekit": MergeKitAlgorithm, "safety_merge": SafetyMerge}
 
 
 def compose(*overrides: str):

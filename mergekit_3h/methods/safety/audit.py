@@ -18,11 +18,12 @@ from mergekit_3h.data.guards import Guard, judged, labelled
 from mergekit_3h.data.records import DataError, Record
 from mergekit_3h.data.statistics import Rates, statistics
 from mergekit_3h.errors import ModelError, ThreeHError
-from mergekit_3h.methods.safety.problems import loaded_model, read_tokenizer
+from mergekit_3h.methods.safety.problems import loaded_model
 from mergekit_3h.search.answers import tokenized
 from mergekit_3h.search.objective import Objective
 from mergekit_3h.search.options import SearchOptions
 from mergekit_3h.search.records import SETS, LocatedRecord
+from mergekit_3h.search.tokenizers import read_tokenizer
 
 log = logging.getLogger(__name__)
 

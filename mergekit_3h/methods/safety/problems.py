@@ -21,10 +21,9 @@ from mergekit_3h.search.options import SearchOptions
 from mergekit_3h.search.problem import Problem, require_same_architecture
 from mergekit_3h.search.records import by_set, located_records
 from mergekit_3h.search.sources import CheckpointSource
+from mergekit_3h.search.tokenizers import read_tokenizer
 
 log = logging.getLogger(__name__)
-
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 @dataclass(frozen=True)
@@ -83,18 +82,6 @@ def checked_problem(request: Request, options: MergeOptions) -> Checked:
 def opened_problem(request: Request, options: MergeOptions) -> Problem:
     """The problem with its weights, in a process that has seen nothing of it."""
     return checked_problem(request, options).opened()
-
-
-def read_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
-    """The tokenizer beside a checkpoint, or None if there is none."""
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
-        return None
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=trust_remote_code)
-    except Exception as error:
-        raise ModelError(f"the tokenizer in {folder} cannot be read: {type(error).__name__}: {error}") from error
 
 
 def empty_model(folder: Path, trust_remote_code: bool = False) -> nn.Module:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from mergekit import merge_methods
 from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
-from mergekit.merge_methods import BasePolicy, MergeMethod, ParameterScope, registered_methods
+from mergekit.merge_methods import MergeMethod, registered_methods
 from pydantic import ValidationError
 
 from mergekit_3h.errors import ModelError, OptionError
@@ -18,6 +19,7 @@ from mergekit_3h.inspection.models import locate
 from mergekit_3h.methods.lint.findings import did_you_mean
 from mergekit_3h.methods.lint.places import Place, parameter_places
 from mergekit_3h.options import METHODS, TSVMOptions, parse_options
+from mergekit_3h.search.combinations import require_plain, require_searchable
 from mergekit_3h.search.options import LINEAR_COMBINATIONS, SearchOptions
 from mergekit_3h.search.run_options import (
     RunOptions,
@@ -122,9 +124,11 @@ def read_request(config: Any, overrides: Mapping[str, Any] | None = None) -> Req
     if config.merge_method != METHOD_NAME:
         given["combine"] = config.merge_method
         shared.pop("weight", None)
-    options = parse_safety_merge_options({**given, **(overrides or {})})
-    method = combination(options.search.combine)
-    _require_known_parameters(config, method)
+    given.update(overrides or {})
+    if "combine" in given:
+        require_searchable(given["combine"], [method.spec for method in registered_methods()])
+    options = parse_safety_merge_options(given)
+    _require_known_parameters(config, merge_methods.get(options.search.combine))
     experts = labelled_models([model for model, _ in inputs if str(model) != base])
     if not experts:
         raise ModelError("safety_merge needs at least one expert beside the base model: add it under `models:`")
@@ -133,22 +137,6 @@ def read_request(config: Any, overrides: Mapping[str, Any] | None = None) -> Req
         key: raw[key] for key in ("dtype", "out_dtype", "tokenizer_source", "tokenizer", "chat_template") if key in raw
     }
     return Request(config.base_model, experts, options, shared, {k: v for k, v in own.items() if v}, kept)
-
-
-def combination(name: str) -> MergeMethod:
-    """The registered merge method whose weights can be searched."""
-    usable = {method.spec.name: method for method in registered_methods() if _has_weights_to_search(method)}
-    if name not in usable:
-        advice = did_you_mean(name, list(usable), otherwise=f"there are: {', '.join(sorted(usable))}")
-        raise OptionError(
-            f"option 'combine': got {name!r}; expected a merge method with a base and a weight per expert; {advice}"
-        )
-    return usable[name]
-
-
-def _has_weights_to_search(method: MergeMethod) -> bool:
-    is_weighted = any(p.name == "weight" and p.scope == ParameterScope.NON_BASE for p in method.spec.parameters)
-    return is_weighted and method.spec.contract.base in (BasePolicy.REQUIRED, BasePolicy.OPTIONAL)
 
 
 def _divided(parameters: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -217,6 +205,7 @@ def _require_known_parameters(config: MergeConfiguration, method: MergeMethod) -
     of_method = [parameter.name for parameter in method.spec.parameters if parameter.name != "weight"]
     is_ours = config.merge_method == METHOD_NAME
     for place in parameter_places(config):
+        require_plain(method.spec.name, place.where, place.parameters)
         for name in place.parameters:
             if name == "weight" and is_ours:
                 raise OptionError(f"{place.where}.weight: the weights are what safety_merge searches; remove it")
@@ -228,8 +217,6 @@ def _require_known_parameters(config: MergeConfiguration, method: MergeMethod) -
                     f"{place.where}: neither safety_merge nor {method.spec.name}, which combines the models, has an "
                     f"option {name!r}; {did_you_mean(name, known, otherwise='it has: ' + ', '.join(known))}"
                 )
-    if method.spec.name == "task_arithmetic":
-        _require_plain_task_arithmetic(config)
 
 
 def _require_global(place: Place, name: str) -> None:
@@ -237,17 +224,6 @@ def _require_global(place: Place, name: str) -> None:
         raise OptionError(
             f"{place.where}.{name}: this is one value for the whole search; move it to the `parameters` of the config"
         )
-
-
-def _require_plain_task_arithmetic(config: MergeConfiguration) -> None:
-    neutral: dict[str, Any] = {"normalize": False, "lambda": 1.0}
-    for place in parameter_places(config):
-        for name, value in neutral.items():
-            if place.parameters.get(name, value) != value:
-                raise OptionError(
-                    f"{place.where}.{name}: got {place.parameters[name]!r}; the search sets the scale of "
-                    "task_arithmetic by its weights, so leave this option out"
-                )
 
 
 def is_linear(options: SearchOptions) -> bool:
