@@ -38,6 +38,10 @@ FORBIDDEN = {
     "mergekit_3h.search": {*HOSTS, *ROOF, "mergekit_3h.evaluation"},
     "mergekit_3h.evaluation": {*HOSTS, *ROOF, "mergekit_3h.search", "mergekit_3h.kernels"},
     "mergekit_3h.inspection": {*HOSTS, *ROOF},
+    "mergekit_3h.benchmarks": {
+        *(*HOSTS, *ROOF),
+        *("mergekit_3h.data", "mergekit_3h.search", "mergekit_3h.evaluation", "mergekit_3h.diagnostics"),
+    },
     "mergekit_3h.methods": {"fusion_bench", "mergekit_3h.cli", "fusion_bench_ext"},
     "mergekit_3h.cli": {"fusion_bench", "fusion_bench_ext"},
     "fusion_bench_ext": {"mergekit_3h.cli", "mergekit_3h.methods"},

@@ -1,0 +1,39 @@
+"""TSVM as the paper writes it, by full SVDs in a few lines of torch: a contender in float32, the oracle in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def merge_literally(
+    updates: Sequence[Tensor], ranks: Sequence[int], scales: Sequence[float], *, orthogonalize_first: bool = False
+) -> Tensor:
+    """sum_i U_perp_i (scale_i S_i) V_perp_i^T: cut to rank, concatenate, orthogonalise, multiply.
+
+    ``orthogonalize_first`` concatenates the full factors and cuts afterwards (Algorithm 1 of arXiv 2502.06876).
+    """
+    u: list[Tensor] = []
+    s: list[Tensor] = []
+    vh: list[Tensor] = []
+    for update, rank, scale in zip(updates, ranks, scales, strict=True):
+        left, values, right = torch.linalg.svd(update, full_matrices=False)
+        kept = values.numel() if orthogonalize_first else rank
+        values[rank:] = 0
+        u.append(left[:, :kept])
+        s.append(scale * values[:kept])
+        vh.append(right[:kept])
+    return (_polar(torch.cat(u, 1)) * torch.cat(s)) @ _polar(torch.cat(vh, 0))
+
+
+def _polar(matrix: Tensor) -> Tensor:
+    u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
+    return u @ vh
+
+
+def relative_error(result: Tensor, expected: Tensor) -> float:
+    """In the Frobenius norm."""
+    difference = result.to(expected.dtype) - expected
+    return float(torch.linalg.vector_norm(difference) / torch.linalg.vector_norm(expected))

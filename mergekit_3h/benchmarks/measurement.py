@@ -1,0 +1,100 @@
+"""One matrix, or one stream of matrices: time, memory and errors of every contender.
+
+Every contender runs in a process of its own. A first run shows memory and result; then rounds follow, in each of which
+all contenders run one after the other, the order reversed from round to round, so that what disturbs the machine
+disturbs all of them and the ratio of a round means something on a machine that is not quiet.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from time import monotonic
+
+from mergekit_3h.benchmarks.budget import FEWEST_ROUNDS, MOST_ROUNDS
+from mergekit_3h.benchmarks.contenders import OURS
+from mergekit_3h.benchmarks.families import MatrixShape
+from mergekit_3h.benchmarks.plans import Plan
+from mergekit_3h.benchmarks.processes import Contestant, Errors, FirstRun
+from mergekit_3h.benchmarks.products import product_flops
+from mergekit_3h.benchmarks.results import ContenderResult, GemmBound, Measurement, Ratio, spread
+
+
+def measure(plan: Plan, stream: Sequence[MatrixShape], seconds: float, *, with_oracle: bool) -> Measurement:
+    """Rounds for so many seconds, but at least ``FEWEST_ROUNDS``; then the oracle."""
+    end = monotonic() + seconds
+    with tempfile.TemporaryDirectory(prefix="mergekit-3h-bench-") as folder:
+        with ExitStack() as stack:
+            contestants = {c: stack.enter_context(Contestant(plan.job(c, stream))) for c in plan.contenders}
+            first = {c: contestant.first_run(Path(folder)) for c, contestant in contestants.items()}
+            rate = contestants[OURS].gemm_rate()
+            times = _rounds(contestants, end)
+            rate = max(rate, contestants[OURS].gemm_rate())
+        errors = _errors(plan, stream, first) if with_oracle else {}
+    largest = max(plan.problem(shape).input_bytes for shape in stream)
+    results = {c: _result(times[c], first[c], errors.get(c, []), largest) for c in plan.contenders}
+    ours = results[OURS].seconds.median
+    return Measurement(
+        shapes=list(stream),
+        is_stream=plan.as_one_stream,
+        contenders=results,
+        ratios={peer: _ratio(times[peer], times[OURS]) for peer in plan.peers},
+        gemm_bound=_bound(stream, first[OURS], rate, ours),
+    )
+
+
+def _ratio(theirs: Sequence[float], ours: Sequence[float]) -> Ratio:
+    paired = spread([their / our for their, our in zip(theirs, ours, strict=True)])
+    return Ratio(spread(theirs).median / spread(ours).median, paired)
+
+
+def _rounds(contestants: dict[str, Contestant], end: float) -> dict[str, list[float]]:
+    times: dict[str, list[float]] = {contender: [] for contender in contestants}
+    order = list(contestants)
+    longest = 0.0
+    for done in range(MOST_ROUNDS):
+        start = monotonic()
+        if done >= FEWEST_ROUNDS and start + longest > end:
+            break
+        for contender in order:
+            times[contender].append(contestants[contender].seconds())
+        order.reverse()
+        longest = max(longest, monotonic() - start)
+    return times
+
+
+def _errors(plan: Plan, stream: Sequence[MatrixShape], first: dict[str, FirstRun]) -> dict[str, list[Errors]]:
+    """Every contender's result beside the float64 merge with its own ranks and factors."""
+    found: dict[str, list[Errors]] = {}
+    with Contestant(plan.job(OURS, stream)) as judge:
+        for contender, run in first.items():
+            found[contender] = [
+                judge.errors(i, result, facts)
+                for i, (result, facts) in enumerate(zip(run.results, run.facts, strict=True))
+            ]
+    return found
+
+
+def _result(times: list[float], first: FirstRun, errors: list[Errors], largest: int) -> ContenderResult:
+    off = [error.unrounded for error in errors if error.unrounded is not None]
+    return ContenderResult(
+        seconds=spread(times),
+        extra_bytes=first.extra_bytes,
+        extra_relative=first.extra_bytes / largest,
+        error=max((error.oracle for error in errors), default=None),
+        error_unrounded=max(off, default=None),
+        ranks=[rank for facts in first.facts for rank in facts.ranks],
+        decompositions=sorted({name for facts in first.facts for name in facts.decompositions}),
+    )
+
+
+def _bound(stream: Sequence[MatrixShape], first: FirstRun, rate: float, seconds: float) -> GemmBound | None:
+    if any(facts.orthogonalize_first or "krylov" in facts.decompositions for facts in first.facts):
+        return None
+    flops = sum(
+        shape.count * product_flops((shape.rows, shape.columns), facts.ranks)
+        for shape, facts in zip(stream, first.facts, strict=True)
+    )
+    return GemmBound(flops, rate, flops / rate, seconds * rate / flops)

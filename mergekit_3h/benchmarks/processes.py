@@ -1,0 +1,245 @@
+"""A contender in a process of its own, which runs when it is told to.
+
+The processes are forked from one that has imported everything and computed nothing, where the system can do that: each
+starts in milliseconds, and no contender sees the memory or the threads of another.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.context import BaseContext
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mergekit_3h.benchmarks.contenders import FUSION_BENCH, FUSION_BENCH_MODULE, Facts, Recipe, Run, prepare
+from mergekit_3h.benchmarks.literal import merge_literally, relative_error
+from mergekit_3h.benchmarks.memory import PeakMemory
+from mergekit_3h.benchmarks.problems import LORA_RANK, Problem, make_inputs, unrounded_updates
+from mergekit_3h.errors import ThreeHError
+
+GEMM_SIDE = {"cpu": 1024, "cuda": 8192}
+GEMM_RUNS = 3
+
+
+class ContenderError(ThreeHError):
+    """A contender failed: out of memory, or an error of its own."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A stream of matrices, each with its count, for one contender. The matrices of one shape are the same."""
+
+    contender: str
+    stream: tuple[tuple[Problem, int], ...]
+    recipe: Recipe
+    device: str = "cpu"
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class FirstRun:
+    """What the first run of each distinct matrix shows besides its time."""
+
+    extra_bytes: int
+    facts: list[Facts]
+    results: list[Path]
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Relative Frobenius errors of one result."""
+
+    oracle: float
+    """Against the same merge by full SVDs in float64."""
+    unrounded: float | None = None
+    """Against TSVM of the updates before the checkpoints were rounded, for LoRA updates at their own rank."""
+
+
+class Contestant:
+    """The parent's end of a contender's process."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self._connection, theirs = multiprocessing.Pipe()
+        self._process = _context().Process(target=_serve, args=(theirs, job), daemon=True)  # type: ignore[attr-defined]
+        self._process.start()
+        theirs.close()
+
+    def __enter__(self) -> Contestant:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+        self._process.join(5)
+        if self._process.is_alive():
+            self._process.terminate()
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.join()
+
+    def first_run(self, folder: Path) -> FirstRun:
+        return self._ask("first_run", folder)
+
+    def seconds(self) -> float:
+        """Of one pass over the stream; preparation is not in it."""
+        return self._ask("seconds")
+
+    def gemm_rate(self) -> float:
+        """Floating-point operations per second of a float64 product with this job's threads, the best of some."""
+        return self._ask("gemm_rate")
+
+    def errors(self, i: int, result: Path, facts: Facts) -> Errors:
+        """Of a contender's result for the ``i``-th problem of the stream."""
+        return self._ask("errors", i, result, facts)
+
+    def _ask(self, question: str, *arguments: Any) -> Any:
+        try:
+            self._connection.send((question, arguments))
+            succeeded, answer = self._connection.recv()
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            self._process.join(5)
+            raise ContenderError(
+                f"{self._label}: its process ended with status {self._process.exitcode}. Status -9 means that the "
+                "system ran out of memory: try smaller shapes (--shape) or fewer experts (-n)."
+            ) from None
+        if not succeeded:
+            raise ContenderError(f"{self._label}: {answer}")
+        return answer
+
+    @property
+    def _label(self) -> str:
+        shapes = ", ".join(f"{problem.rows}x{problem.columns}" for problem, _ in self.job.stream)
+        return f"{self.job.contender} on {shapes} with {self.job.stream[0][0].experts} experts"
+
+
+def start_template(contenders: Sequence[str]) -> None:
+    """Import what the contenders need, once; that takes seconds and is no part of any measurement."""
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        context = multiprocessing.get_context("forkserver")
+        # A template that is already running keeps what it has; a process then imports what is missing by itself.
+        context.set_forkserver_preload([__name__, *([FUSION_BENCH_MODULE] if FUSION_BENCH in contenders else [])])
+        first = context.Process(target=_nothing)
+        first.start()
+        first.join()
+
+
+def _nothing() -> None:
+    """The template has imported everything once this has run."""
+
+
+def _context() -> BaseContext:
+    has_template = "forkserver" in multiprocessing.get_all_start_methods()
+    return multiprocessing.get_context("forkserver" if has_template else "spawn")
+
+
+def _serve(connection: Connection, job: Job) -> None:
+    torch.set_num_threads(job.threads)
+    try:
+        served = _Served(job)
+        problem = ""
+    except Exception as error:
+        served, problem = None, _in_one_line(error)
+    while True:
+        try:
+            question, arguments = connection.recv()
+        except EOFError:
+            return
+        if served is None:
+            connection.send((False, problem))
+            continue
+        try:
+            connection.send((True, getattr(served, question)(*arguments)))
+        except Exception as error:
+            connection.send((False, _in_one_line(error)))
+
+
+def _in_one_line(error: Exception) -> str:
+    if isinstance(error, ThreeHError):
+        return str(error)
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno})"
+
+
+class _Served:
+    """The process's end: the inputs in memory, and the answers to a ``Contestant``'s questions."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.device = torch.device(job.device)
+        self._runs: list[Run] | None = None
+
+    @property
+    def runs(self) -> list[Run]:
+        if self._runs is None:
+            problems = [problem for problem, _ in self.job.stream]
+            self._runs = [self._prepared(problem) for problem in problems]
+            first = problems[0]
+            # Libraries allocate buffers and threads at their first call; that is not this matrix's memory.
+            self._prepared(Problem(64, 64, first.experts, first.dtype, "flat"))()
+        return self._runs
+
+    def _prepared(self, problem: Problem) -> Run:
+        return prepare(self.job.contender, make_inputs(problem, self.device), self.job.recipe)
+
+    def first_run(self, folder: Path) -> FirstRun:
+        runs, facts, results = self.runs, list[Facts](), list[Path]()
+        with PeakMemory(self.device) as peak:
+            for i, run in enumerate(runs):
+                merged, found = run()
+                results.append(folder / f"{self.job.contender}-{i}.pt")
+                torch.save(merged, results[-1])
+                del merged
+                facts.append(found)
+        return FirstRun(peak.extra, facts, results)
+
+    def seconds(self) -> float:
+        runs = self.runs
+        return self._timed(
+            lambda: [
+                run() and None for run, (_, count) in zip(runs, self.job.stream, strict=True) for _ in range(count)
+            ]
+        )
+
+    def gemm_rate(self) -> float:
+        side = GEMM_SIDE.get(self.device.type, GEMM_SIDE["cpu"])
+        matrix = torch.randn(side, side, dtype=torch.float64, device=self.device)
+        out = torch.empty_like(matrix)
+        torch.mm(matrix, matrix, out=out)
+        best = min(self._timed(lambda: torch.mm(matrix, matrix, out=out)) for _ in range(GEMM_RUNS))
+        return 2 * side**3 / best
+
+    def _timed(self, work: Callable[[], object]) -> float:
+        self._synchronize()
+        start = perf_counter()
+        work()
+        self._synchronize()
+        return perf_counter() - start
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def errors(self, i: int, result: Path, facts: Facts) -> Errors:
+        problem, _ = self.job.stream[i]
+        merged = torch.load(result, map_location=self.device, weights_only=True)
+        inputs = make_inputs(problem, self.device)
+        oracle = merge_literally(
+            inputs.updates(torch.float64), facts.ranks, facts.scales, orthogonalize_first=facts.orthogonalize_first
+        )
+        return Errors(relative_error(merged, oracle), self._unrounded_error(problem, merged, facts))
+
+    def _unrounded_error(self, problem: Problem, merged: Tensor, facts: Facts) -> float | None:
+        if problem.update != "lora" or facts.orthogonalize_first:
+            return None
+        updates = [update.to(torch.float64) for update in unrounded_updates(problem, self.device)]
+        rank = min(LORA_RANK, max(1, min(problem.rows, problem.columns) // problem.experts))
+        return relative_error(merged, merge_literally(updates, [rank] * len(updates), facts.scales))

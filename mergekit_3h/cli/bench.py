@@ -1,0 +1,156 @@
+"""``mergekit-3h bench``: measures with ``mergekit_3h.benchmarks`` and shows the tables."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from mergekit_3h.benchmarks.families import MatrixShape
+
+_LARGEST_SENSIBLE_N = 1000
+
+
+@click.command("bench")
+@click.option("--model", help="Family whose matrices are measured: llama-3-8b, mistral-7b, qwen2.5-1.5b, tiny.")
+@click.option("--shape", "shapes", multiple=True, metavar="ROWSxCOLUMNS", help="A matrix instead, as 1024x4096.")
+@click.option("-n", "--experts", type=click.IntRange(2, _LARGEST_SENSIBLE_N), default=3, show_default=True)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16", "float64"]),
+    help="Of the checkpoints.  [default: float32; bfloat16 with --end-to-end]",
+)
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:1.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: the cores this process may use]")
+@click.option("--method", type=click.Choice(["tsvm", "rtsvm"]), default="tsvm", show_default=True)
+@click.option("--set", "options", multiple=True, metavar="OPTION=VALUE", help="Option of the method, as gamma=0.5.")
+@click.option(
+    "--update",
+    type=click.Choice(["flat", "decaying", "lora"]),
+    default="decaying",
+    show_default=True,
+    help="Spectrum of the synthetic updates: flat (Gaussian), decaying (heavy tail, a part shared by the experts), "
+    "lora (rank 16, merged into the weights and rounded).",
+)
+@click.option(
+    "--peer",
+    type=click.Choice(["auto", "fusion-bench", "full-svd", "both", "none"]),
+    default="auto",
+    show_default=True,
+    help="What to compare with: FusionBench's TSVM function, the literal algorithm by float32 SVDs in torch; auto "
+    "takes FusionBench where it is installed.",
+)
+@click.option("--budget", default="2m", show_default=True, help="Time for measuring, as 90s, 2m, 1h30m.")
+@click.option("--all-matrices", is_flag=True, help="All matrices of the model as one stream; compares whole passes.")
+@click.option("--end-to-end", is_flag=True, help="Whole mergekit-yaml runs of linear, tsvm and rtsvm instead.")
+@click.option("--parameters", help="Size of the random model for --end-to-end.  [default: 0.1b]")
+@click.option(
+    "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Also write all numbers here."
+)
+@click.option("--markdown", is_flag=True, help="Print Markdown tables.")
+def command(json_file: Path | None, markdown: bool, device: str, threads: int | None, **given: Any) -> None:
+    """Measure the kernels on this machine: time, accuracy and memory, beside FusionBench's and the literal algorithm.
+
+    The budget counts from when everything is imported, which takes about ten seconds. What does not fit into it is
+    left out and estimated, and the report says so. docs/performance.md explains the columns.
+    """
+    from mergekit_3h.benchmarks.contenders import Recipe
+    from mergekit_3h.inspection.devices import usable_device
+
+    problem = usable_device(device)
+    if problem:
+        raise click.BadParameter(problem, param_hint="--device")
+    if json_file is not None and not json_file.resolve().parent.is_dir():
+        raise click.BadParameter(f"the folder {json_file.parent} does not exist", param_hint="--json")
+    given["recipe"] = Recipe(given.pop("method"), _options(given.pop("options")))
+    given["recipe"].settings()  # an option that cannot be is an error before anything is measured
+    measure = _end_to_end if given.pop("end_to_end") else _kernels
+    result, lines = measure(device=device, threads=threads or _cores(), markdown=markdown, **given)
+    if json_file is not None:
+        json_file.write_text(json.dumps(result, indent=2) + "\n")
+    for line in lines:
+        click.echo(line)
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def _kernels(
+    *, markdown: bool, shapes: tuple[str, ...], peer: str, parameters: str | None, all_matrices: bool, **given: Any
+) -> tuple[dict[str, Any], list[str]]:
+    from mergekit_3h.benchmarks.budget import parse_budget
+    from mergekit_3h.benchmarks.comparison import compare
+    from mergekit_3h.benchmarks.contenders import chosen_peers
+    from mergekit_3h.benchmarks.plans import Plan
+    from mergekit_3h.benchmarks.tables import comparison_lines
+
+    if parameters is not None:
+        raise click.UsageError("--parameters goes with --end-to-end")
+    plan = Plan(
+        shapes=tuple(_shapes(given.pop("model"), shapes)),
+        peers=tuple(chosen_peers(peer)),
+        dtype=given.pop("dtype") or "float32",
+        budget=parse_budget(given.pop("budget")),
+        as_one_stream=all_matrices,
+        **given,
+    )
+    comparison = compare(plan, _say)
+    return comparison.as_dict(), comparison_lines(comparison, markdown=markdown)
+
+
+def _end_to_end(*, markdown: bool, **given: Any) -> tuple[dict[str, Any], list[str]]:
+    from mergekit_3h.benchmarks.budget import parse_budget
+    from mergekit_3h.benchmarks.checkpoints import parse_parameters
+    from mergekit_3h.benchmarks.end_to_end import EndToEndPlan, end_to_end_lines, run_end_to_end
+
+    if given["model"] or given["shapes"] or given["all_matrices"] or given["peer"] != "auto":
+        raise click.UsageError(
+            "--end-to-end makes a model of its own (--parameters); leave out --model, --shape, --all-matrices, --peer"
+        )
+    recipe = given["recipe"]
+    plan = EndToEndPlan(
+        parameters=parse_parameters(given["parameters"] or "0.1b"),
+        experts=given["experts"],
+        dtype=given["dtype"] or "bfloat16",
+        update=given["update"],
+        device=given["device"],
+        threads=given["threads"],
+        budget=parse_budget(given["budget"]),
+        options={recipe.method: recipe.options},
+    )
+    result = run_end_to_end(plan, _say)
+    return result.as_dict(), end_to_end_lines(result, markdown=markdown)
+
+
+def _shapes(model: str | None, shapes: tuple[str, ...]) -> list[MatrixShape]:
+    from mergekit_3h.benchmarks.families import family_named, parse_shape
+
+    if model and shapes:
+        raise click.UsageError("give --model or --shape, not both")
+    if shapes:
+        parsed = {shape.name: shape for shape in map(parse_shape, shapes)}
+        return list(parsed.values())
+    return family_named(model or "tiny").shapes()
+
+
+def _options(pairs: tuple[str, ...]) -> dict[str, Any]:
+    """Values as YAML would read them: numbers where they are numbers."""
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise click.BadParameter(f"got {pair!r}, expected OPTION=VALUE such as gamma=0.5", param_hint="--set")
+        try:
+            found[name] = float(value)
+        except ValueError:
+            found[name] = value
+    return found
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
