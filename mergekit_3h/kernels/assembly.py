@@ -29,7 +29,6 @@ from torch import Tensor
 
 from mergekit_3h.kernels.factors import PolarFactors
 from mergekit_3h.kernels.krylov import krylov_spectrum
-from mergekit_3h.kernels.memory import release_freed_memory
 from mergekit_3h.kernels.noise import rounding_edge
 from mergekit_3h.kernels.outliers import outlier_mass, outlier_weights
 from mergekit_3h.kernels.ranks import RankRule, rank_budget, sparsity
@@ -127,13 +126,11 @@ def _shares(tasks: TaskMatrices, plan: Plan, settings: Settings) -> tuple[Trunca
 def decompose(tasks: TaskMatrices, rules: Sequence[RankRule | None], settings: Settings) -> list[Spectrum | None]:
     """The leading singular triplets of every task, cut to the rank its rule allows; ``None`` where there is no rule."""
     found: list[Spectrum | None] = [None] * len(tasks)
-    release_freed_memory(tasks.columns)
 
     def find(i: int, rule: RankRule) -> None:
         found[i] = _spectrum(tasks, i, rule, settings)
 
     run_all(tasks.device, [partial(find, i, rule) for i, rule in enumerate(rules) if rule is not None])
-    release_freed_memory(tasks.columns)
     return found
 
 

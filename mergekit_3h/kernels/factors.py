@@ -10,7 +10,6 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
-from mergekit_3h.kernels.memory import release_freed_memory
 from mergekit_3h.kernels.polar import inverse_sqrt, inverse_sqrt_of_two_blocks
 from mergekit_3h.kernels.spectra import TILE, Spectrum
 from mergekit_3h.kernels.tasks import TaskMatrices
@@ -58,8 +57,14 @@ class PolarFactors:
         return self.values.numel()
 
     def weighted_sum(self, scales: Sequence[float]) -> Tensor:
-        """sum_i U_perp_i (scale_i S_i) V_perp_i^T in the checkpoint's orientation, accumulated in float64."""
+        """sum_i U_perp_i (scale_i S_i) V_perp_i^T in the checkpoint's orientation, accumulated in float64.
+
+        Uses the factors up: what the product no longer needs is freed before its result is allocated.
+        """
         tasks, inner = self.tasks, self._inner(scales)
+        self._right_whitener = self.values
+        if not self._is_left_wide:
+            self._left_whitener = self.values
         shape = (tasks.columns, tasks.rows) if tasks.is_wide else (tasks.rows, tasks.columns)
         result = torch.empty(shape, dtype=tasks.result_dtype, device=tasks.device)
         tall = result.T if tasks.is_wide else result
@@ -151,8 +156,6 @@ class PolarFactors:
             self._right_whitener = self._inverse_sqrt(right_gram, self._is_right_wide)
 
         self._run([whiten_left, whiten_right])
-        del left_gram, right_gram
-        release_freed_memory(self.tasks.columns)
 
     def _inverse_sqrt(self, gram: Tensor, is_wide: bool) -> Tensor:
         if len(self.parts) == 2 and not is_wide:

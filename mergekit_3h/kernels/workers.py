@@ -14,6 +14,10 @@ from functools import lru_cache
 
 import torch
 
+from mergekit_3h.kernels.memory import return_large_blocks_when_freed
+
+return_large_blocks_when_freed()  # before the host allocates: holes left in the heap earlier would stay resident
+
 
 def run_all(device: torch.device, pieces: Sequence[Callable[[], None]]) -> None:
     """Run every piece and return when all are done; the first error is raised.
