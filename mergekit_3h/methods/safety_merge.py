@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from typing_extensions import Annotated  # noqa: UP035 - mergekit compares with 
 from mergekit_3h.methods.host_errors import HostError, shown_by_mergekit
 from mergekit_3h.methods.planning import planned_merge
 from mergekit_3h.options import checked
+from mergekit_3h.search.options import SearchOptions
 from mergekit_3h.search.run_options import DECLARATIONS, REQUIRED
 
 if TYPE_CHECKING:
@@ -47,6 +49,16 @@ class SafetyMergeMethod(GroupMergeMethod):
         )
         self._lock = threading.Lock()
         self._planned: tuple[Any, SafetyMerge] | None = None
+
+    def spec_for(self, config: Any) -> MergeMethodSpec:
+        """The options that a config may have: those of the search, and those of the method whose weights it finds."""
+        from mergekit.merge_methods import registered_methods
+
+        name = (config.parameters or {}).get("combine", SearchOptions.model_fields["combine"].default)
+        method = next((known for known in registered_methods() if known.spec.name == name), None)
+        known = {parameter.name for parameter in self.spec.parameters} | {"weight"}
+        others = [parameter for parameter in (method.spec.parameters if method else ()) if parameter.name not in known]
+        return replace(self.spec, parameters=(*self.spec.parameters, *others))
 
     def validate_inputs(
         self, input_ids: Sequence[Hashable], base_id: Hashable | None = None, *, group_name: str | None = None

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -64,7 +63,7 @@ def write_plot(path: Path, solution: Solution) -> None:
 
 
 def _whole(path: Path, write: Callable[[Path], object]) -> None:
-    new = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    new = path.with_name(f".{path.stem}.partial{path.suffix}")  # one name: a kill leaves no more than one behind
     try:
         write(new)
         new.replace(path)

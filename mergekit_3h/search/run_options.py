@@ -92,7 +92,10 @@ def parse_safety_merge_options(given: Mapping[str, Any]) -> SafetyMergeOptions:
     run = {name: checked(RunOptions, name, value) for name, value in given.items() if name in RunOptions.model_fields}
     ray = {name: checked(RayOptions, name, value) for name, value in given.items() if name in RayOptions.model_fields}
     search = {name: value for name, value in given.items() if name in SearchOptions.model_fields}
-    scale_out = parse_scale_out({name.removeprefix(_RAY): value for name, value in ray.items()})
+    try:
+        scale_out = parse_scale_out({name.removeprefix(_RAY): value for name, value in ray.items()})
+    except OptionError as error:
+        raise OptionError(str(error).replace("option '", f"option '{_RAY}")) from None
     return SafetyMergeOptions(RunOptions(**run), parse_search_options(search), scale_out)
 
 

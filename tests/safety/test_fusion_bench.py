@@ -1,4 +1,4 @@
-"""``fusion_bench method=safety_merge``: the coefficients and the bits that mergekit gets, and errors before the search."""
+"""``fusion_bench method=safety_merge``: mergekit's coefficients and bits, and errors before the search."""
 
 from __future__ import annotations
 
