@@ -1,0 +1,54 @@
+"""A real Ray cluster of two cores on this machine, and a tiny problem that its workers can open."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from search.training import domain_records, safety_records, write_jsonl
+from tiny_models import Family
+
+from mergekit_3h.search import Problem, SearchOptions, open_problem
+
+pytest.importorskip("ray")
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tensors this small are slower on several threads; workers take over the number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[str]:
+    """The address of a cluster that exists already when a search connects to it."""
+    import ray
+
+    context = ray.init(
+        "local", num_cpus=2, object_store_memory=80_000_000, include_dashboard=False, log_to_driver=False
+    )
+    yield context.address_info["address"]
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def opening(family: Callable[..., Family], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., partial[Problem]]:
+    """``opening(solver="cmaes")``: a function that opens the problem, here and in a worker alike."""
+    models = family("llama")
+    folder: Path = tmp_path_factory.mktemp("ray")
+    data = write_jsonl(folder / "data.jsonl", [*safety_records(), *domain_records()])
+
+    def make(combine: str = "task_arithmetic", **options: object) -> partial[Problem]:
+        chosen = SearchOptions(combine=combine, batch_size=3, **options)
+        experts = {f"expert{i}": path for i, path in enumerate(models.experts)}
+        return partial(open_problem, models.base, experts, data, chosen)
+
+    return make
