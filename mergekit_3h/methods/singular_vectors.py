@@ -1,4 +1,4 @@
-"""``tsvm`` and ``rtsvm`` as mergekit merge methods: declarations from the options, one tensor at a time to the kernel."""
+"""``tsvm`` and ``rtsvm`` as mergekit merge methods: parameters from the options, one tensor at a time to the kernel."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from mergekit.merge_methods.base import (
 from pydantic import BaseModel, PlainValidator
 from typing_extensions import Annotated  # noqa: UP035 - mergekit compares with this one on Python 3.10
 
+from mergekit_3h.merging import merge_tensor
 from mergekit_3h.methods.host_errors import HostError, shown_by_mergekit
 from mergekit_3h.methods.planning import check_plan
-from mergekit_3h.merging import merge_tensor
 from mergekit_3h.options import METHODS, PAPER_URLS, ModelOptions, checked
 
 
