@@ -14,8 +14,6 @@ from mergekit_3h.errors import OptionError
 
 FEWEST_ROUNDS = 3
 MOST_ROUNDS = 25
-START_SECONDS = 0.3
-"""Of a contender's process, forked from the template, with its first small merge."""
 
 # Operations, textbook counts where there are any: the proportions between shapes. Measured times set the scale.
 _SVD_LONG, _SVD_SHORT = 6, 20  # 6 m n^2 + 20 n^3, Golub and Van Loan, table 8.6.1
@@ -55,6 +53,10 @@ class Costs:
     """Seconds of every contender on any shape, scaled from the last one that was measured."""
 
     experts: int
+    rounds: int
+    """The fewest that a measurement has, after the first run."""
+    start_seconds: float = 0.0
+    """Of a contender's process."""
     seconds_per_operation: dict[str, float] = field(default_factory=dict[str, float])
 
     def learn(self, contender: str, shape: MatrixShape, seconds: float) -> None:
@@ -71,8 +73,8 @@ class Costs:
     def fewest(self, contenders: Sequence[str], stream: Sequence[MatrixShape], *, with_oracle: bool) -> float:
         """Of the least that is worth reporting: a first run of every matrix and some rounds of the stream."""
         distinct = [MatrixShape(shape.rows, shape.columns) for shape in stream]
-        seconds = FEWEST_ROUNDS * self.round(contenders, stream) + self.round(contenders, distinct)
-        seconds += START_SECONDS * (len(contenders) + with_oracle)
+        seconds = self.rounds * self.round(contenders, stream) + self.round(contenders, distinct)
+        seconds += self.start_seconds * (len(contenders) + with_oracle)
         return seconds + (self.oracle(contenders, distinct) if with_oracle else 0)
 
     def oracle(self, contenders: Sequence[str], distinct: Sequence[MatrixShape]) -> float:

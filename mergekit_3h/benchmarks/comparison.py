@@ -23,7 +23,7 @@ Stream = Sequence[MatrixShape]
 
 def compare(plan: Plan, say: Callable[[str], None] = lambda _: None) -> Comparison:
     """Measure what the budget allows; ``say`` gets a line before each measurement."""
-    start_template(plan.contenders)
+    start_template(plan.contenders, plan.device)
     costs = calibrate(plan)
     deadline = monotonic() + plan.budget
     streams = sorted(plan.streams(), key=lambda stream: costs.round(plan.contenders, stream))
@@ -52,17 +52,19 @@ def compare(plan: Plan, say: Callable[[str], None] = lambda _: None) -> Comparis
 
 def calibrate(plan: Plan) -> Costs:
     """Every contender on a small matrix; measured shapes refine it as they grow."""
-    costs = Costs(plan.experts)
+    costs = Costs(plan.experts, plan.fewest_rounds)
     for contender in plan.contenders:
+        start = monotonic()
         with Contestant(plan.job(contender, [CALIBRATION])) as contestant:
             contestant.seconds()
+            costs.start_seconds = max(costs.start_seconds, monotonic() - start)
             costs.learn(contender, CALIBRATION, min(contestant.seconds() for _ in range(3)))
     return costs
 
 
 def _allowance(plan: Plan, costs: Costs, streams: Sequence[Stream], left: float) -> tuple[float, bool] | None:
     """Seconds for the first of these streams, and whether the oracle fits too; ``None`` where not even it fits."""
-    for with_oracle in (True, False):
+    for with_oracle in (True, False) if plan.fewest_rounds else (False,):
         needs = [costs.fewest(plan.contenders, stream, with_oracle=with_oracle) for stream in streams]
         seconds = first_share(left, needs)
         if seconds is not None:

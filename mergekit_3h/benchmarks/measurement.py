@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from time import monotonic
 
-from mergekit_3h.benchmarks.budget import FEWEST_ROUNDS, MOST_ROUNDS
+from mergekit_3h.benchmarks.budget import MOST_ROUNDS
 from mergekit_3h.benchmarks.contenders import OURS
 from mergekit_3h.benchmarks.families import MatrixShape
 from mergekit_3h.benchmarks.plans import Plan
@@ -23,16 +23,18 @@ from mergekit_3h.benchmarks.results import ContenderResult, GemmBound, Measureme
 
 
 def measure(plan: Plan, stream: Sequence[MatrixShape], seconds: float, *, with_oracle: bool) -> Measurement:
-    """Rounds for so many seconds, but at least ``FEWEST_ROUNDS``; then the oracle."""
+    """Rounds for so many seconds, but at least the fewest that the plan allows; then the oracle."""
     end = monotonic() + seconds
     with tempfile.TemporaryDirectory(prefix="mergekit-3h-bench-") as folder:
         with ExitStack() as stack:
             contestants = {c: stack.enter_context(Contestant(plan.job(c, stream))) for c in plan.contenders}
             first = {c: contestant.first_run(Path(folder)) for c, contestant in contestants.items()}
             rate = contestants[OURS].gemm_rate()
-            times = _rounds(contestants, end)
+            times = _rounds(contestants, end, plan.fewest_rounds)
             rate = max(rate, contestants[OURS].gemm_rate())
         errors = _errors(plan, stream, first) if with_oracle else {}
+    if not plan.fewest_rounds:
+        times = {contender: [run.seconds] for contender, run in first.items()}
     largest = max(plan.problem(shape).input_bytes for shape in stream)
     results = {c: _result(times[c], first[c], errors.get(c, []), largest) for c in plan.contenders}
     ours = results[OURS].seconds.median
@@ -50,13 +52,13 @@ def _ratio(theirs: Sequence[float], ours: Sequence[float]) -> Ratio:
     return Ratio(spread(theirs).median / spread(ours).median, paired)
 
 
-def _rounds(contestants: dict[str, Contestant], end: float) -> dict[str, list[float]]:
+def _rounds(contestants: dict[str, Contestant], end: float, fewest: int) -> dict[str, list[float]]:
     times: dict[str, list[float]] = {contender: [] for contender in contestants}
     order = list(contestants)
     longest = 0.0
-    for done in range(MOST_ROUNDS):
+    for done in range(MOST_ROUNDS if fewest else 0):
         start = monotonic()
-        if done >= FEWEST_ROUNDS and start + longest > end:
+        if done >= fewest and start + longest > end:
             break
         for contender in order:
             times[contender].append(contestants[contender].seconds())

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from mergekit_3h.benchmarks.budget import FEWEST_ROUNDS
 from mergekit_3h.benchmarks.contenders import OURS, Recipe
 from mergekit_3h.benchmarks.families import MatrixShape
 from mergekit_3h.benchmarks.problems import Problem, UpdateKind
@@ -26,6 +27,8 @@ class Plan:
     threads: int
     budget: float
     as_one_stream: bool = False
+    fewest_rounds: int = FEWEST_ROUNDS
+    """0: nothing but the first run, which shows memory and a rough time."""
     seed: int = 0
 
     @property
@@ -56,5 +59,6 @@ class Plan:
             "threads": self.threads,
             "budget_seconds": self.budget,
             "as_one_stream": self.as_one_stream,
+            "fewest_rounds": self.fewest_rounds,
             "seed": self.seed,
         }

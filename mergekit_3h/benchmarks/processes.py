@@ -1,7 +1,8 @@
 """A contender in a process of its own, which runs when it is told to.
 
-The processes are forked from one that has imported everything and computed nothing, where the system can do that: each
-starts in milliseconds, and no contender sees the memory or the threads of another.
+On a CPU the processes are forked from one that has imported everything and computed nothing, where the system can do
+that: each starts in milliseconds, and no contender sees the memory or the threads of another. CUDA does not survive a
+fork, so on a GPU every process imports for itself.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ class FirstRun:
     """What the first run of each distinct matrix shows besides its time."""
 
     extra_bytes: int
+    seconds: float
+    """Of a pass over the stream, each distinct matrix timed once; with everything that is slower the first time."""
     facts: list[Facts]
     results: list[Path]
 
@@ -69,7 +72,7 @@ class Contestant:
     def __init__(self, job: Job) -> None:
         self.job = job
         self._connection, theirs = multiprocessing.Pipe()
-        self._process = _context().Process(target=_serve, args=(theirs, job), daemon=True)  # type: ignore[attr-defined]
+        self._process = _context(job.device).Process(target=_serve, args=(theirs, job), daemon=True)  # type: ignore[attr-defined]
         self._process.start()
         theirs.close()
 
@@ -121,9 +124,9 @@ class Contestant:
         return f"{self.job.contender} on {shapes} with {self.job.stream[0][0].experts} experts"
 
 
-def start_template(contenders: Sequence[str]) -> None:
+def start_template(contenders: Sequence[str], device: str) -> None:
     """Import what the contenders need, once; that takes seconds and is no part of any measurement."""
-    if "forkserver" in multiprocessing.get_all_start_methods():
+    if _has_template(device):
         context = multiprocessing.get_context("forkserver")
         # A template that is already running keeps what it has; a process then imports what is missing by itself.
         context.set_forkserver_preload([__name__, *([FUSION_BENCH_MODULE] if FUSION_BENCH in contenders else [])])
@@ -136,9 +139,12 @@ def _nothing() -> None:
     """The template has imported everything once this has run."""
 
 
-def _context() -> BaseContext:
-    has_template = "forkserver" in multiprocessing.get_all_start_methods()
-    return multiprocessing.get_context("forkserver" if has_template else "spawn")
+def _has_template(device: str) -> bool:
+    return torch.device(device).type == "cpu" and "forkserver" in multiprocessing.get_all_start_methods()
+
+
+def _context(device: str) -> BaseContext:
+    return multiprocessing.get_context("forkserver" if _has_template(device) else "spawn")
 
 
 def _serve(connection: Connection, job: Job) -> None:
@@ -192,14 +198,19 @@ class _Served:
 
     def first_run(self, folder: Path) -> FirstRun:
         runs, facts, results = self.runs, list[Facts](), list[Path]()
+        seconds = 0.0
         with PeakMemory(self.device) as peak:
-            for i, run in enumerate(runs):
+            for i, (run, (_, count)) in enumerate(zip(runs, self.job.stream, strict=True)):
+                self._synchronize()
+                start = perf_counter()
                 merged, found = run()
+                self._synchronize()
+                seconds += count * (perf_counter() - start)
                 results.append(folder / f"{self.job.contender}-{i}.pt")
                 torch.save(merged, results[-1])
                 del merged
                 facts.append(found)
-        return FirstRun(peak.extra, facts, results)
+        return FirstRun(peak.extra, seconds, facts, results)
 
     def seconds(self) -> float:
         runs = self.runs

@@ -46,6 +46,7 @@ _LARGEST_SENSIBLE_N = 1000
 )
 @click.option("--budget", default="2m", show_default=True, help="Time for measuring, as 90s, 2m, 1h30m.")
 @click.option("--all-matrices", is_flag=True, help="All matrices of the model as one stream; compares whole passes.")
+@click.option("--memory-only", is_flag=True, help="One run of each: memory and a rough time, no rounds, no errors.")
 @click.option("--end-to-end", is_flag=True, help="Whole mergekit-yaml runs of linear, tsvm and rtsvm instead.")
 @click.option("--parameters", help="Size of the random model for --end-to-end.  [default: 0.1b]")
 @click.option(
@@ -81,9 +82,9 @@ def _say(line: str) -> None:
 
 
 def _kernels(
-    *, markdown: bool, shapes: tuple[str, ...], peer: str, parameters: str | None, all_matrices: bool, **given: Any
+    *, markdown: bool, shapes: tuple[str, ...], peer: str, parameters: str | None, memory_only: bool, **given: Any
 ) -> tuple[dict[str, Any], list[str]]:
-    from mergekit_3h.benchmarks.budget import parse_budget
+    from mergekit_3h.benchmarks.budget import FEWEST_ROUNDS, parse_budget
     from mergekit_3h.benchmarks.comparison import compare
     from mergekit_3h.benchmarks.contenders import chosen_peers
     from mergekit_3h.benchmarks.plans import Plan
@@ -96,7 +97,8 @@ def _kernels(
         peers=tuple(chosen_peers(peer)),
         dtype=given.pop("dtype") or "float32",
         budget=parse_budget(given.pop("budget")),
-        as_one_stream=all_matrices,
+        as_one_stream=given.pop("all_matrices"),
+        fewest_rounds=0 if memory_only else FEWEST_ROUNDS,
         **given,
     )
     comparison = compare(plan, _say)
@@ -108,9 +110,11 @@ def _end_to_end(*, markdown: bool, **given: Any) -> tuple[dict[str, Any], list[s
     from mergekit_3h.benchmarks.checkpoints import parse_parameters
     from mergekit_3h.benchmarks.end_to_end import EndToEndPlan, end_to_end_lines, run_end_to_end
 
-    if given["model"] or given["shapes"] or given["all_matrices"] or given["peer"] != "auto":
+    foreign = ("model", "shapes", "all_matrices", "memory_only")
+    if any(given[name] for name in foreign) or given["peer"] != "auto":
         raise click.UsageError(
-            "--end-to-end makes a model of its own (--parameters); leave out --model, --shape, --all-matrices, --peer"
+            "--end-to-end makes a model of its own (--parameters) and compares mergekit's methods; leave out --model, "
+            "--shape, --peer, --all-matrices and --memory-only"
         )
     recipe = given["recipe"]
     plan = EndToEndPlan(

@@ -127,9 +127,21 @@ def test_one_stream_and_what_does_not_fit(tmp_path: Path) -> None:
     assert "ESTIMATE, 100 % of our time extrapolated" in done.stdout
 
 
+def test_memory_only(tmp_path: Path) -> None:
+    file = tmp_path / "memory.json"
+    bench("--shape", "1024x256", "--memory-only", "--peer", "full-svd", "--budget", "60s", "--json", str(file))
+    [measurement] = json.loads(file.read_text())["measurements"]
+    inputs = 3 * 1024 * 256 * 4
+    for contender in measurement["contenders"].values():
+        assert contender["error"] is None and len(contender["seconds"]["rounds"]) == 1
+        assert contender["extra_bytes"] > inputs / 3  # the result alone has that size
+        assert contender["extra_relative"] == pytest.approx(contender["extra_bytes"] / inputs)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--end-to-end", "--memory-only"], "leave out"),
         (["--model", "lama-3-8b"], "did you mean 'llama-3-8b'"),
         (["--shape", "12"], "expected ROWSxCOLUMNS"),
         (["--model", "tiny", "--shape", "8x8"], "not both"),

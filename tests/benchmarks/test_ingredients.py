@@ -126,7 +126,7 @@ def test_budget_is_divided_among_what_may_fit() -> None:
 
 
 def test_costs_grow_with_the_matrix_and_learn() -> None:
-    costs = Costs(3)
+    costs = Costs(3, rounds=3)
     small, large = MatrixShape(256, 256), MatrixShape(512, 256)
     costs.learn(OURS, small, 2.0)
     assert costs.one(OURS, small) == pytest.approx(2.0) and costs.one(OURS, large) > 2.0
