@@ -58,7 +58,7 @@ def calibrate(plan: Plan) -> Costs:
         with Contestant(plan.job(contender, [CALIBRATION])) as contestant:
             contestant.seconds()
             costs.start_seconds = max(costs.start_seconds, monotonic() - start)
-            costs.learn(contender, CALIBRATION, min(contestant.seconds() for _ in range(3)))
+            costs.learn(contender, CALIBRATION, min(contestant.seconds() for _ in range(2)))
     return costs
 
 
