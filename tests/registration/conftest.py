@@ -87,7 +87,7 @@ def installed(
     environment = create_environment(python, tmp_path_factory.mktemp("installed") / request.param)
     environment.install(wheel, second_package)
     shutil.copytree(STAND_IN, environment.site_packages / "mergekit")
-    for name in ("tsvm", "rtsvm"):
+    for name in ("tsvm", "rtsvm", "safety_merge"):
         module = environment.site_packages / "mergekit_3h" / "methods" / f"{name}.py"
         module.write_text(STAND_IN_METHOD.format(name=name))
     return environment

@@ -114,7 +114,7 @@ def test_metadata_without_methods(changeable: Environment) -> None:
     shutil.rmtree(changeable.site_packages / "mergekit_3h" / "methods")
     done = changeable.run(NAMES)
     assert sorted(json.loads(done.stdout)) == ["equal_parts", *WITHOUT_HOOK]
-    assert [("mergekit-3h" in line, "left out" in line) for line in done.stderr.splitlines()] == [(True, True)] * 2
+    assert [("mergekit-3h" in line, "left out" in line) for line in done.stderr.splitlines()] == [(True, True)] * 3
 
 
 def test_second_package_with_damaged_metadata(changeable: Environment) -> None:
@@ -122,7 +122,7 @@ def test_second_package_with_damaged_metadata(changeable: Environment) -> None:
     assert "tsvm" in changeable.run(NAMES).stdout
     (changeable.site_packages / "second_package" / "sharing.py").unlink()
     done = changeable.run(NAMES)
-    assert sorted(json.loads(done.stdout)) == ["linear", "rtsvm", "tsvm"]
+    assert sorted(json.loads(done.stdout)) == ["linear", "rtsvm", "safety_merge", "tsvm"]
     [warning] = done.stderr.splitlines()
     assert "second_package" in warning.replace("-", "_")
 
@@ -136,7 +136,7 @@ def test_unreadable_metadata(changeable: Environment) -> None:
 
 def test_uninstalling_leaves_nothing(changeable: Environment) -> None:
     changeable.run(NAMES)
-    for name in ("tsvm", "rtsvm"):  # the stand-ins are no files of the wheel
+    for name in ("tsvm", "rtsvm", "safety_merge"):  # the stand-ins are no files of the wheel
         (changeable.site_packages / "mergekit_3h" / "methods" / f"{name}.py").unlink()
     changeable.pip("uninstall", "-y", "mergekit-3h")
     left = [path for path in changeable.site_packages.rglob("*mergekit_3h*") if path.is_file()]

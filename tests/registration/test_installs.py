@@ -56,12 +56,12 @@ def editable(beside_pytest: Environment, source: Path, tmp_path: Path) -> Enviro
 
 def test_editable_install(editable: Environment, source: Path) -> None:
     assert {path.name for path in editable.site_packages.iterdir()} >= START_UP_FILES
-    for name in ("tsvm", "rtsvm"):
+    for name in ("tsvm", "rtsvm", "safety_merge"):
         (source / "mergekit_3h" / "methods" / f"{name}.py").write_text(
             f"from mergekit.merge_methods import merge_method\n\n\n"
             f"METHOD = merge_method(name='edited_{name}')(lambda group: group)\n"
         )
-    assert sorted(editable.answer(NAMES)) == ["edited_rtsvm", "edited_tsvm", "linear"]
+    assert sorted(editable.answer(NAMES)) == ["edited_rtsvm", "edited_safety_merge", "edited_tsvm", "linear"]
 
 
 def test_editable_install_whose_source_is_gone(editable: Environment, source: Path) -> None:
@@ -107,7 +107,7 @@ def with_real_mergekit(
 @pytest.mark.parametrize("first", ["mergekit.plan", "mergekit_3h.methods.rtsvm"])
 def test_real_mergekit_has_the_methods_whatever_is_imported_first(with_real_mergekit: Environment, first: str) -> None:
     names = with_real_mergekit.answer(f"import {first}{NAMES}")
-    assert {"tsvm", "rtsvm", "equal_parts", "my_mean", "linear"} <= set(names)
+    assert {"tsvm", "rtsvm", "safety_merge", "equal_parts", "my_mean", "linear"} <= set(names)
 
 
 def test_real_mergekit_merges_with_the_documented_package(with_real_mergekit: Environment, tmp_path: Path) -> None:
