@@ -13,12 +13,14 @@ import torch
 
 from mergekit_3h.errors import TensorError
 from mergekit_3h.kernels.assembly import Report, components, merge
+from mergekit_3h.kernels.devices import computing_device
 from mergekit_3h.kernels.tasks import TaskMatrices
 from mergekit_3h.kernels.whole_tensors import is_finite, mean_share, mean_update
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mergekit_3h.kernels.settings import Settings
     from mergekit_3h.options import TSVMOptions
 
 LOG = logging.getLogger(__name__)
@@ -49,17 +51,23 @@ def merge_tensor(
         return base.clone()
     tensors, factors = list(experts.values()), [weights[label] for label in experts]
     if merges_as_matrices(name, base, options):
-        settings = options.settings()
-        updates: list[Tensor] = []
-        for matrix, tasks in _layers(name, base, tensors):
-            update, report = merge(tasks, factors, settings)
-            _log(matrix, report)
-            updates.append(update)
-        update = updates[0] if base.ndim == 2 else torch.stack(updates)
+        update = _merged_matrices(name, base, tensors, factors, options.settings())
     else:
         update = mean_update(tensors, base, factors)
     dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors), base.dtype)
     return update.mul_(options.lambda_).add_(base).to(dtype)
+
+
+def _merged_matrices(
+    name: str, base: Tensor, experts: list[Tensor], factors: list[float], settings: Settings
+) -> Tensor:
+    device = computing_device(base.device)
+    updates: list[Tensor] = []
+    for matrix, tasks in _layers(name, base.to(device), [expert.to(device) for expert in experts]):
+        update, report = merge(tasks, factors, settings)
+        _log(matrix, report)
+        updates.append(update.to(base.device))
+    return updates[0] if base.ndim == 2 else torch.stack(updates)
 
 
 @dataclass(frozen=True)

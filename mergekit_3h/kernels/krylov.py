@@ -36,7 +36,8 @@ def krylov_spectrum(
     limit = max(2, tasks.columns // (KRYLOV_SHARE * BLOCK) if must_certify else tasks.columns // (2 * BLOCK))
     basis = block.new_empty(tasks.columns, 0)
     images = basis
-    total_square = sum(float(part.square_().sum()) for part in tasks.blocks(i))
+    squares = [part.square_().sum() for part in tasks.blocks(i)]
+    total_square = float(torch.stack(squares).sum())
     best: Spectrum | None = None
     for step in range(limit):
         basis = torch.cat([basis, _orthonormal_part(block, basis)], dim=1)

@@ -13,6 +13,7 @@ exponent share one ulp, and the mean square of their deltas is that of the updat
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -49,7 +50,9 @@ def rounding_edge(expert: Tensor, base: Tensor) -> float:
         here = (below == exponent) & (weights != 0)
         counts[exponent] = here.sum()
         squares[exponent] = torch.where(here, squared, 0.0).sum()
-    variance = _rounding_variance([float(c) for c in counts], [float(s) for s in squares], largest - bits)
+    # One transfer from the device for both.
+    share, square = cast("list[list[float]]", torch.stack([counts, squares]).tolist())  # pyright: ignore
+    variance = _rounding_variance(share, square, largest - bits)
     return math.sqrt(variance) * (math.sqrt(expert.shape[0]) + math.sqrt(expert.shape[1]))
 
 
