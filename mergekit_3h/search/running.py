@@ -1,4 +1,4 @@
-"""A checked problem searched where its options say."""
+"""A checked problem searched where its options say: in this process, or on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -32,10 +32,18 @@ def search(
 
     ``opened_by_worker`` does so in the processes of a Ray cluster, to which it is sent.
     """
-    with _runner(problem, opened, opened_by_worker, options) as runner:
-        return solve_problem(
-            problem, runner=runner, trace_path=trace_path, resume=resume, identity=identity, on_point=on_point
-        )
+
+    def solved() -> Solution:
+        with _runner(problem, opened, opened_by_worker, options) as runner:
+            return solve_problem(
+                problem, runner=runner, trace_path=trace_path, resume=resume, identity=identity, on_point=on_point
+            )
+
+    try:
+        return solved()
+    finally:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # the merge that follows gets the room of the searched model
 
 
 @contextmanager
@@ -45,16 +53,12 @@ def _runner(
     opened_by_worker: Callable[[], Problem] | None,
     options: SafetyMergeOptions,
 ) -> Generator[Runner]:
-    if options.run.runner == "ray":
-        if opened_by_worker is None:
-            raise OptionError("option 'runner': got 'ray', but these models cannot be opened by other processes")
-        from mergekit_3h.search.ray_runner import RayRunner
-
-        with RayRunner(problem, opened_by_worker, options.scale_out) as runner:
-            yield runner
-        return
-    try:
+    if options.run.runner == "local":
         yield OnDemandRunner(lambda: opened().local_runner(), problem.set_weights)
-    finally:
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        return
+    if opened_by_worker is None:
+        raise OptionError("option 'runner': got 'ray', but these models cannot be opened by other processes")
+    from mergekit_3h.search.ray_runner import RayRunner
+
+    with RayRunner(problem, opened_by_worker, options.scale_out) as runner:
+        yield runner

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from hosts import mergekit_yaml, read_model
+from hosts import merge_config, mergekit_yaml, read_model
+from tiny_models import Family
 
 from .conftest import Trained
 
@@ -72,3 +74,60 @@ def test_a_second_run_takes_the_trace_of_the_first(trained: Trained, absolute: P
     mergekit_yaml(config, absolute / "second")
     assert trace.read_bytes() == before
     assert same_bits(absolute / "first", absolute / "second")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "combine"),
+    [("llama-tied", "rtsvm"), ("gpt2", "task_arithmetic"), ("qwen2", "tsvm"), ("mistral", "task_arithmetic")],
+)
+def test_architectures(
+    architecture: str, combine: str, family: Callable[..., Family], trained: Trained, absolute: Path
+) -> None:
+    """bfloat16 checkpoints, one of them with tied embeddings: names, ties and dtypes are mergekit's."""
+    models = family(architecture, dtype=torch.bfloat16)
+    parameters = {"data": str(trained.data), "combine": combine, "layer_granularity": 1, "max_evaluations": 3}
+    config = merge_config(models, "safety_merge", parameters={**parameters, "report": str(absolute / "report")})
+    mergekit_yaml(config, absolute / "searched")
+    static = yaml.safe_load((absolute / "report" / "static.yml").read_text())
+    mergekit_yaml(static, absolute / "static")
+    assert same_bits(absolute / "searched", absolute / "static")
+    assert not same_bits(absolute / "searched", models.base)
+
+
+def test_an_architecture_whose_tensors_transformers_fuses(
+    family: Callable[..., Family], trained: Trained, absolute: Path
+) -> None:
+    config = merge_config(family("mixtral"), "safety_merge", parameters={"data": str(trained.data)})
+    done = mergekit_yaml(config, absolute / "out", check=False)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "merge it with fixed weights instead" in done.stderr
+    assert not (absolute / "out").exists()
+
+
+@pytest.mark.slow
+def test_the_real_command(trained: Trained, absolute: Path) -> None:
+    config = trained.config(report=str(absolute / "report"), max_evaluations=3)
+    mergekit_yaml(config, absolute / "searched", process=True)
+    static = yaml.safe_load((absolute / "report" / "static.yml").read_text())
+    mergekit_yaml(static, absolute / "static", process=True)
+    assert same_bits(absolute / "searched", absolute / "static")
+    refused = mergekit_yaml(trained.config(solvre="grid"), absolute / "out", check=False, process=True)
+    assert refused.returncode == 1 and "Traceback" not in refused.stderr
+    assert "did you mean 'solver'?" in refused.stderr
+
+
+def test_an_expert_with_an_adapter(trained: Trained, absolute: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(trained.base)
+    adapted = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "up_proj"], init_lora_weights=False))
+    adapted.save_pretrained(absolute / "adapter")
+    config = trained.config(report=str(absolute / "report"), solver="cocktail")
+    config["models"][0]["model"] = f"{trained.base}+{absolute / 'adapter'}"
+    cache = ("--lora-merge-cache", str(absolute / "cache"))
+    mergekit_yaml(config, absolute / "searched", *cache)
+    static = yaml.safe_load((absolute / "report" / "static.yml").read_text())
+    assert static["models"][0]["model"] == config["models"][0]["model"]
+    mergekit_yaml(static, absolute / "static", *cache)
+    assert same_bits(absolute / "searched", absolute / "static")
