@@ -35,7 +35,7 @@ class TaskMatrices:
         self.is_wide = first.shape[0] < first.shape[1]
         self.rows, self.columns = max(first.shape), min(first.shape)
         self.device = first.device
-        is_double = any(t.dtype == torch.float64 for t in experts)
+        is_double = any(t.dtype == torch.float64 for t in [*experts, *([] if base is None else [base])])
         self.result_dtype = torch.float64 if is_double else torch.float32
 
     def __len__(self) -> int:

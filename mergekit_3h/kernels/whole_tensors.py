@@ -13,7 +13,7 @@ from mergekit_3h.kernels.workers import spans
 
 def mean_update(experts: Sequence[Tensor], base: Tensor, weights: Sequence[float]) -> Tensor:
     """1/n sum_i w_i (W_i - W_0): how biases, norms and excluded tensors of any shape are merged."""
-    dtype = torch.float64 if any(t.dtype == torch.float64 for t in experts) else torch.float32
+    dtype = torch.float64 if any(t.dtype == torch.float64 for t in [*experts, base]) else torch.float32
     update = torch.empty(base.shape, dtype=dtype, device=base.device)
     flat, flat_base = update.view(-1), base.reshape(-1)
     flat_experts = [expert.reshape(-1) for expert in experts]

@@ -152,3 +152,11 @@ def test_a_fully_sparse_layer_is_reported(caplog: pytest.LogCaptureFixture) -> N
     caplog.clear()
     merged(base, experts, method="rtsvm")
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize("exclude", ["", "w"])
+def test_a_float64_base_keeps_its_digits_among_float32_experts(exclude: str) -> None:
+    base, experts = family((20, 10))
+    base = base.double() + 1e-10
+    result = merged(base, experts, exclude=exclude, **{"lambda": 0.0})
+    assert torch.equal(result, base)
