@@ -31,3 +31,21 @@ def test_the_same_result(cluster: None, trained: Trained, absolute: Path) -> Non
     for report in (local, remote):
         del report["seconds"]
     assert local == remote
+
+
+@pytest.mark.slow
+def test_fusion_bench_workers_open_the_pool_from_its_config(cluster: None, trained: Trained, absolute: Path) -> None:
+    pytest.importorskip("fusion_bench")
+    from fusion_bench.modelpool import CausalLMPool
+
+    from fusion_bench_ext.algorithms import SafetyMerge
+
+    models = {"_pretrained_": str(trained.base), "aligned": str(trained.aligned), "domain": str(trained.domain)}
+    options = {"data": str(trained.data), "max_evaluations": 3, "ray_workers": 1, "ray_cpus_per_worker": 0.5}
+    found = {}
+    for runner in ("local", "ray"):
+        algorithm = SafetyMerge(runner=runner, report=str(absolute / runner), **options)
+        algorithm.run(CausalLMPool(models, tokenizer=str(trained.base), enable_lazy_loading=True))
+        found[runner] = json.loads((absolute / runner / "safety_merge.json").read_text())
+        del found[runner]["seconds"]
+    assert found["local"] == found["ray"]
