@@ -99,7 +99,7 @@ def plan_layer(tasks: TaskMatrices, settings: Settings) -> Plan:
     needs_omega = settings.rank_selection == "sparsity" and settings.gamma > 0
     omega = sparsity(tasks, settings) if needs_omega else None
     budget = rank_budget(tasks, settings, omega or 0.0)
-    rules = [RankRule(tasks.rows, tasks.columns, budget, edge, settings.energy) for edge in edges]
+    rules = [RankRule(tasks.columns, budget, edge, settings.energy) for edge in edges]
     return Plan(outlier_weights(masses, settings), omega, rules)
 
 
@@ -112,7 +112,7 @@ def _shares(tasks: TaskMatrices, plan: Plan, settings: Settings) -> tuple[Trunca
         ranks = [tasks.columns if spectrum is None else spectrum.rank for spectrum in cut]
         return Truncations(tasks, cut, divisor=n if is_literal else 1), _report(plan, cut, ranks)
     if is_literal:
-        everything = RankRule(tasks.rows, tasks.columns, tasks.columns, noise_edge=0.0, energy=1.0)
+        everything = RankRule(tasks.columns, tasks.columns, noise_edge=0.0, energy=1.0)
         full = _present(decompose(tasks, [everything] * n, settings))
         ranks = [rule(s.values, s.total_square) for rule, s in zip(plan.rules, full, strict=True)]
         report = _report(plan, full, ranks)

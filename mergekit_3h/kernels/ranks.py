@@ -41,18 +41,21 @@ def rank_budget(tasks: TaskMatrices, settings: Settings, omega: float) -> int:
     """Rank that each task may have: k_l of Eq. 10, or its n-th part. At least 1."""
     layer_rank = tasks.columns
     if settings.rank_selection == "sparsity":
-        layer_rank = math.floor(tasks.columns * (1 - settings.gamma * omega))  # Eq. 10
+        # Eq. 10. Rounded first: 100 (1 - 0.9) is 9.999999999999998 in float64.
+        layer_rank = math.floor(round(tasks.columns * (1 - settings.gamma * omega), 9))
     return max(1, layer_rank // len(tasks) if settings.rank_budget == "shared" else layer_rank)
 
 
-def significant(values: Tensor, rows: int) -> int:
-    """How many of the descending singular ``values`` are not zero for a float32 matrix with so many rows.
+def significant(values: Tensor, columns: int) -> int:
+    """How many of the descending singular ``values`` are not zero for a float32 matrix; ``columns`` its smaller side.
 
-    The vectors of the others are arbitrary, yet they would turn the polar factor; see docs/methods.md.
+    The vectors of the others are arbitrary, yet they would turn the polar factor; see docs/methods.md. Rounding every
+    entry moves a singular value by at most eps ||delta||_F <= eps sqrt(columns) s_1, however tall the matrix: a limit
+    that grew with the rows would cut an embedding's spectrum at a hundredth of its largest value.
     """
     if values.numel() == 0 or float(values[0]) == 0.0:
         return 0
-    return int((values > rows * EPSILON_FLOAT32 * values[0]).sum())
+    return int((values > columns * EPSILON_FLOAT32 * values[0]).sum())
 
 
 def rank_for_energy(values: Tensor, total_square: float, energy: float) -> int:
@@ -67,7 +70,6 @@ def rank_for_energy(values: Tensor, total_square: float, energy: float) -> int:
 class RankRule:
     """How many of a task's singular values are kept: the least of all limits."""
 
-    rows: int
     columns: int
     budget: int
     noise_edge: float
@@ -75,7 +77,7 @@ class RankRule:
 
     def __call__(self, values: Tensor, total_square: float) -> int:
         """``values`` descend and may be only the first ones; ``total_square`` sums the squares of all."""
-        limits = [self.budget, significant(values, self.rows), rank_for_energy(values, total_square, self.energy)]
+        limits = [self.budget, significant(values, self.columns), rank_for_energy(values, total_square, self.energy)]
         above_noise = int((values > self.noise_edge).sum())
         # Where nothing stands out of the noise the floor cannot tell what to keep, and an expert must not vanish.
         return min([*limits, above_noise] if above_noise else limits)

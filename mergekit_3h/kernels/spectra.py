@@ -1,7 +1,7 @@
 """Leading singular values and right singular vectors of a task matrix, from its Gram matrix in float64.
 
 Squaring the matrix is safe here: the float64 Gram resolves singular values down to 1e-8 of the largest, and those
-under ``ranks.significant`` (5e-4 of it for 4096 rows, 8e-6 for 64) are dropped anyway.
+under ``ranks.significant`` (5e-4 of it for 4096 columns, 8e-6 for 64) are dropped anyway.
 """
 
 from __future__ import annotations

@@ -107,3 +107,18 @@ def test_the_merge_is_the_weighted_sum_of_its_components(shape: tuple[int, int],
     shares = components(TaskMatrices(deltas), settings("rtsvm", **options))
     total = sum(weight * left @ right for weight, (left, right) in zip(weights, shares, strict=True))
     assert relative(total, merged) < 1e-11  # both in float64
+
+
+def test_very_tall_updates_keep_the_small_end_of_their_spectrum() -> None:
+    """An embedding's rows are many, its rounding noise is not: no value within the budget is taken for zero."""
+    deltas = [random_delta((60_000, 12), "steep", seed) for seed in range(2)]
+    merged, report = merge(TaskMatrices(deltas), [1.0] * 2, settings("rtsvm", gamma=0.0, rank_budget="per_task"))
+    assert report.ranks == [12, 12]
+    assert relative(merged, merge_truncated(deltas, report.ranks, report.outlier_weights)) < TOLERANCE
+
+
+def test_dependent_columns_of_a_very_tall_update_count_as_zero() -> None:
+    delta = random_delta((60_000, 4), "flat", 1)
+    delta[:, 3] = 2 * delta[:, 0]
+    _, report = merge(TaskMatrices([delta, delta]), [1.0] * 2, settings("rtsvm", gamma=0.0, rank_budget="per_task"))
+    assert report.ranks == [3, 3]

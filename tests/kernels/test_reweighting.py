@@ -84,6 +84,15 @@ def test_rank_follows_eq_10(options: dict[str, object], budget: int) -> None:
     assert report.budget == budget
 
 
+@pytest.mark.parametrize("gamma", [0.34, 0.9])
+def test_the_rank_is_that_of_decimal_arithmetic(gamma: float) -> None:
+    """100 (1 - 0.9) is 9.999999999999998 in float64, and its floor would be 9."""
+    deltas = [random_delta((100, 100), "flat", 0)]
+    plan = plan_layer(TaskMatrices(deltas), settings("rtsvm", gamma=gamma, epsilon_mode="absolute", epsilon=1.0))
+    assert plan.omega == 1.0
+    assert plan.rules[0].budget == round(100 - 100 * gamma)
+
+
 def test_energy_keeps_the_fewest_values_that_hold_the_share() -> None:
     values = torch.tensor([3.0, 2.0, 1.0], dtype=torch.float64)
     assert [rank_for_energy(values, 14.0, share) for share in (0.5, 0.65, 0.93, 1.0)] == [1, 2, 3, 3]
