@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
@@ -48,6 +49,9 @@ class RunOptions(BaseModel):
         folder = Path(self.report).expanduser()
         if folder.exists() and not folder.is_dir():
             raise OptionError(f"option 'report': {folder} is a file; expected a folder, or a path that is free")
+        existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise OptionError(f"option 'report': nothing can be written in {existing}; name another folder")
         return folder
 
 

@@ -68,6 +68,15 @@ def test_refusals_and_over_refusals(trained: Trained, refuser: Path, absolute: P
     assert "overrefusal" not in content["models"][0]["losses"]
 
 
+def test_a_guards_model_that_says_nothing_readable_leaves_replies_unscored(trained: Trained) -> None:
+    guard = ("--guard", "refusal-judge", "--guard-model", str(trained.base))
+    status, output = audit(str(trained.aligned), "--data", str(trained.data), *guard, "--json")
+    assert status == 0
+    rates = json.loads(output)["models"][0]["rates"]["safety"]
+    assert rates["refusal_rate"] is None
+    assert rates["labels"] == {"(none)": 12}
+
+
 def test_table(trained: Trained) -> None:
     status, output = audit(str(trained.aligned), "--data", str(trained.data))
     assert status == 0

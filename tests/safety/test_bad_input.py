@@ -156,6 +156,12 @@ def test_no_base_and_no_expert(trained: Trained, refusal: Refusal) -> None:
     assert "at least one expert" in refusal(config)
 
 
+def test_the_same_expert_twice(trained: Trained, refusal: Refusal) -> None:
+    config = trained.config()
+    config["models"].append(config["models"][0])
+    assert "is there 2 times" in refusal(config)
+
+
 def test_slices(trained: Trained, refusal: Refusal) -> None:
     config = trained.config()
     sources = [{"model": entry["model"], "layer_range": [0, 1]} for entry in config.pop("models")]

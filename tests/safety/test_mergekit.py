@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from click.testing import CliRunner
 from hosts import merge_config, mergekit_yaml, read_model
 from tiny_models import Family
 
@@ -131,3 +132,20 @@ def test_an_expert_with_an_adapter(trained: Trained, absolute: Path) -> None:
     assert static["models"][0]["model"] == config["models"][0]["model"]
     mergekit_yaml(static, absolute / "static", *cache)
     assert same_bits(absolute / "searched", absolute / "static")
+
+
+def test_several_merges_in_one_file(trained: Trained, absolute: Path) -> None:
+    """Searches of the same models in one process, whose second has the first's result as an expert."""
+    from mergekit.scripts.multimerge import main
+
+    first = trained.config(report=str(absolute / "first"), solver="cocktail")
+    second = trained.config(report=str(absolute / "second"), solver="grid", max_evaluations=4)
+    second["models"][0]["model"] = "halfway"
+    (absolute / "multi.yml").write_text(yaml.safe_dump_all([{"name": "halfway", **first}, second]))
+    arguments = [str(absolute / "multi.yml"), "--out-path", str(absolute / "out"), "-I", str(absolute / "parts")]
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 0, done.output
+    for report, merged in (("first", absolute / "parts" / "halfway"), ("second", absolute / "out")):
+        static = yaml.safe_load((absolute / report / "static.yml").read_text())
+        mergekit_yaml(static, absolute / f"static-{report}")
+        assert same_bits(merged, absolute / f"static-{report}")

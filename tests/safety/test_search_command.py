@@ -61,6 +61,18 @@ def test_weights_of_any_method_are_searched(trained: Trained, absolute: Path) ->
     assert all(0.0 < model["parameters"]["weight"] < 1.0 for model in found["models"])
 
 
+def test_bad_output(trained: Trained, absolute: Path) -> None:
+    file = absolute / "config.yml"
+    file.write_text(yaml.safe_dump(trained.config()))
+    for output, message in (
+        ("found.json", "expected a name that ends in .yml"),
+        ("no/found.yml", "there is no folder"),
+    ):
+        result = CliRunner().invoke(main, ["search", str(file), "-o", str(absolute / output)])
+        assert result.exit_code == 1 and message in result.output
+    assert [path.name for path in absolute.iterdir()] == ["config.yml"]
+
+
 def test_nothing_is_replaced_unasked(trained: Trained, absolute: Path) -> None:
     config, output = trained.config(solver="cocktail"), absolute / "found.yml"
     search(config, output)

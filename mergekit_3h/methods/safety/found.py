@@ -18,6 +18,8 @@ def search_to(output: Path, request: Request, options: MergeOptions, *, resume: 
 
     With ``resume`` an interrupted search goes on; with ``force`` what is there is replaced.
     """
+    if output.suffix not in (".yml", ".yaml"):
+        raise OptionError(f"--output: got {output}; expected a name that ends in .yml, as it is a mergekit config")
     trace = output.with_suffix(".trace.jsonl")
     if not output.parent.is_dir():
         raise OptionError(f"--output: there is no folder {output.parent}")

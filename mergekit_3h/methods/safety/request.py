@@ -181,6 +181,9 @@ def _plain(parameters: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def labelled_models(models: list[ModelReference]) -> dict[str, ModelReference]:
     """Short names: the folders', unless two of them are the same or the base's label."""
+    for model in models:
+        if models.count(model) > 1:
+            raise ModelError(f"model {model} is there {models.count(model)} times; expected every model once")
     names = [_folder_name(model) for model in models]
     return {
         name if names.count(name) == 1 and name != BASE_LABEL else str(model): model
