@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
@@ -10,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from mergekit.merge_methods.base import (
-    MISSING,
     BasePolicy,
     GroupMergeMethod,
     InputContract,
@@ -19,6 +19,7 @@ from mergekit.merge_methods.base import (
     ParameterSpec,
     TensorGroup,
 )
+from mergekit.merge_methods.registry import get
 from pydantic import BaseModel, PlainValidator
 from typing_extensions import Annotated  # noqa: UP035 - mergekit compares with this one on Python 3.10
 
@@ -30,6 +31,8 @@ from mergekit_3h.search.run_options import DECLARATIONS, REQUIRED
 
 if TYPE_CHECKING:
     from mergekit_3h.methods.safety.merge import SafetyMerge
+
+log = logging.getLogger(__name__)
 
 
 class SafetyMergeMethod(GroupMergeMethod):
@@ -86,6 +89,8 @@ class SafetyMergeMethod(GroupMergeMethod):
         self._planned = (config, SafetyMerge(read_request(config), options or MergeOptions()))
 
     def merge_group(self, group: TensorGroup, /, **parameters: Any) -> torch.Tensor:
+        if parameters["data"] is None:
+            return _uniform_merge(group, parameters)
         if self._planned is None:
             raise HostError(
                 "safety_merge evaluates whole models, so single tensors cannot be merged with it; use mergekit-yaml, "
@@ -102,8 +107,19 @@ class SafetyMergeMethod(GroupMergeMethod):
         return merged
 
 
+def _uniform_merge(group: TensorGroup, parameters: dict[str, Any]) -> torch.Tensor:
+    """Where the search starts: all experts alike. A config must name its data; tensors merged from Python may not."""
+    log.warning("safety_merge was given no data: %s is merged with uniform weights", group.metadata.name)
+    options = SearchOptions(**{name: parameters[name] for name in SearchOptions.model_fields})
+    weight = options.start_value(len(group.non_base))
+    (merged,) = get(options.combine)((group,), parameters={"weight": weight})
+    return merged
+
+
 def _parameters() -> list[ParameterSpec]:
     def validate(declaration: type[BaseModel], name: str, value: Any) -> Any:
+        if value is None and name in REQUIRED:
+            return None
         try:
             return checked(declaration, name, value)
         except Exception as error:
@@ -114,7 +130,8 @@ def _parameters() -> list[ParameterSpec]:
             name=name,
             value_type=Annotated[Any, PlainValidator(partial(validate, declaration, name))],
             scope=ParameterScope.SHARED,
-            default=MISSING if name in REQUIRED else field.default,
+            # No default would be an error of mergekit's own, in its words; a config without data is refused by us.
+            default=None if name in REQUIRED else field.default,
             description=field.description,
         )
         for declaration in DECLARATIONS
