@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from importlib import import_module
 
 import click
@@ -16,6 +17,8 @@ _COMMANDS = {
     "doctor": "which hosts and devices are there, and does each host see the methods",
     "search": "find merge weights by safety and domain data, and write a config that merges with them",
 }
+
+_STORAGE_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class _LazyGroup(click.Group):
@@ -38,6 +41,11 @@ class _LazyGroup(click.Group):
             return super().invoke(ctx)
         except ThreeHError as error:
             raise click.ClickException(str(error)) from error
+        except OSError as error:
+            if error.filename is None and error.errno not in _STORAGE_IS_FULL:
+                raise
+            place = f"{error.filename}: " if error.filename is not None else ""
+            raise click.ClickException(f"{place}{error.strerror}") from error
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

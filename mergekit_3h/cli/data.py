@@ -150,6 +150,8 @@ def import_files(
 
     if output.exists() and not force:
         raise DataError(f"{output}: is there already; choose another name or replace it with --force")
+    if any(output.exists() and file.exists() and output.samefile(file) for file in files):
+        raise DataError(f"{output}: is one of the files to import; choose another name for the records")
     if near is not None and not unique:
         raise DataError("--near: drops nothing without --unique; give both")
     given["format"] = given.pop("format_name")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mergekit_3h.data.extras import optional
+from mergekit_3h.data.records import DataError
 from mergekit_3h.data.statistics import Statistics
 
 _MOST_ROWS = 30
@@ -41,6 +42,9 @@ def save_bar_chart(statistics: Statistics, path: str | Path) -> None:
     from matplotlib.figure import Figure
 
     figure: Any = Figure(figsize=(8, 4.5), layout="constrained")
+    known = figure.canvas.get_supported_filetypes()
+    if Path(path).suffix[1:].lower() not in known:
+        raise DataError(f"{path}: no format of a chart; expected the name to end in .{', .'.join(sorted(known))}")
     axes = figure.add_subplot()
     rated = [rate for rate in statistics.rates if rate.refusal_rate is not None]
     if rated:

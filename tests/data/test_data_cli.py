@@ -113,6 +113,37 @@ def test_a_file_that_is_there_is_not_replaced_unasked(beavertails: Path, tmp_pat
     assert len(read_records(out)) == 3
 
 
+def test_a_file_is_not_imported_onto_itself(tmp_path: Path) -> None:
+    table = jsonl(tmp_path / "own.jsonl", [{"prompt": "Why?", "set": "domain"}])
+    before = table.read_bytes()
+    done = data("import", table, "-o", table, "--force")
+    assert done.exit_code == 1 and "one of the files to import" in done.output
+    assert table.read_bytes() == before
+
+
+def test_places_that_cannot_be_written_are_named(labelled: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    place = tmp_path / "file" / "below"
+    (tmp_path / "config.json").write_text("{}")
+    pipeline = tmp_path / "pipeline.yml"
+    pipeline.write_text(
+        f"output: {place}\nmodels: {{tiny: {tmp_path}}}\nanswers: {{models: [tiny]}}\n"
+        f"questions: {{files: [{labelled}]}}\nlabels: {{guard: keyword}}\n"
+    )
+    for done in (
+        data("import", labelled, "-o", place / "records.jsonl"),
+        data("stats", labelled, "--chart", place / "rates.png"),
+        data("run", pipeline),
+    ):
+        assert done.exit_code == 1 and str(place) in done.output and "Not a directory" in done.output, done.output
+        assert isinstance(done.exception, SystemExit)
+
+
+def test_an_unknown_kind_of_chart_is_refused_with_those_that_exist(labelled: Path, tmp_path: Path) -> None:
+    done = data("stats", labelled, "--chart", tmp_path / "rates.xyz")
+    assert done.exit_code == 1 and ".png" in done.output and isinstance(done.exception, SystemExit)
+
+
 def test_any_table_is_imported_with_its_columns(tmp_path: Path) -> None:
     table = jsonl(tmp_path / "own.jsonl", [{"ask": "Why blue?", "reply": "No."}])
     columns = ("--column", "prompt=ask", "--column", "response=reply", "--set", "overrefusal", "--source", "mine")
