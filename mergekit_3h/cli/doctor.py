@@ -54,9 +54,7 @@ def _lines(environment: Environment) -> Iterator[str]:
         state = f"missing {', '.join(extra.missing)}" if extra.missing else "complete"
         yield f"{_MARKS[None if extra.missing else True]} extra {extra.name}: {state}"
         yield from _advice(extra.advice)
-    yield (
-        "mergekit works with tsvm and rtsvm" if environment.works else "mergekit does not work with tsvm and rtsvm yet"
-    )
+    yield f"mergekit {'works' if environment.works else 'does not work yet'} with the methods of mergekit-3h"
 
 
 def _torch(facts: dict[str, Any]) -> Iterator[str]:

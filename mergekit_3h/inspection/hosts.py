@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_3h.inspection.packages import PACKAGE, is_supported, supported, version_of
-from mergekit_3h.options import METHODS
+from mergekit_3h.registration import OWN_METHODS
 
+_METHODS = [entry_point.name for entry_point in OWN_METHODS]
 _SECONDS_TO_ANSWER = 180
 _ASK_MERGEKIT = """
 import json, mergekit.merge_methods as m
@@ -75,7 +76,7 @@ def mergekit() -> Host:
     answer, problem, log = _ask(_ASK_MERGEKIT)
     if problem:
         return Host("mergekit", version, required, problem=problem, advice=f"pip install --force-reinstall {PACKAGE}")
-    sees = {name: name in answer for name in METHODS}
+    sees = {name: name in answer for name in _METHODS}
     if all(sees.values()):
         return Host("mergekit", version, required, sees)
     warnings = [line for line in log if PACKAGE in line]
@@ -89,7 +90,7 @@ def fusion_bench() -> Host:
         return Host("fusion-bench", None, required, problem="not installed (optional)", advice=install)
     if not is_supported(version, required):
         return Host("fusion-bench", version, required, problem="version not supported", advice=install)
-    answer, problem, _ = _ask(_ASK_FUSION_BENCH, *METHODS, "mergekit")
+    answer, problem, _ = _ask(_ASK_FUSION_BENCH, *_METHODS, "mergekit")
     if problem:
         return Host("fusion-bench", version, required, problem=problem, advice=install)
     sees = {name: str(target).startswith("fusion_bench_ext.") for name, target in answer.items()}
