@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from cli.workshop import only
+from cli.workshop import Workshop, only
 from mergekit import merge_methods
 from mergekit.config import MergeConfiguration
 from mergekit.merge_methods import BasePolicy, InputContract, TensorGroup
@@ -279,3 +279,12 @@ def test_unreadable_configs() -> None:
     )
     assert only(structure("base_model: /x\nexperts: []\n"), "other-tool").severity == "error"
     assert only(structure("\n"), "yaml").message == "the config is empty"
+
+
+def test_options_of_safety_merge_are_also_those_of_the_method_it_combines_with(llamas: Workshop) -> None:
+    """As docs/safety_merge.md writes them: side by side."""
+    of_ties = {"data": "/nowhere/safety.jsonl", "combine": "ties", "solver": "cmaes", "density": 0.5}
+    planned = llamas.lint(llamas.config("safety_merge", parameters=of_ties))
+    assert [finding.rule for finding in planned] == ["plan"] and "/nowhere/safety.jsonl" in planned[0].message
+    finding = only(llamas.lint(llamas.config("safety_merge", parameters={**of_ties, "gamma": 0.3})), "unknown-option")
+    assert "'gamma'" in finding.message

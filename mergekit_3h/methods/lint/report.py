@@ -79,7 +79,8 @@ def _examine_document(
     if config is None:
         return findings, [], []
     if method is not None:
-        findings += parameter_findings(config, method.spec)
+        spec_for = getattr(method, "spec_for", None)  # safety_merge: its options depend on what it combines with
+        findings += parameter_findings(config, spec_for(config) if spec_for else method.spec)
         findings += structure_findings(config, method)
     models = named_models(config, made_here)
     findings += _findings_on_models(document, models, folder)
