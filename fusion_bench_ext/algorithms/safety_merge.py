@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from fusion_bench.modelpool.base_pool import BaseModelPool
 from fusion_bench.utils.instantiate_utils import instantiate
 from mergekit import merge_methods
@@ -147,7 +148,7 @@ class SafetyMerge(StreamingAlgorithm):
         with tqdm(total=options.search.max_evaluations, desc=self.title, disable=self._silent) as bar:
             return search(
                 problem,
-                partial(self._opened, problem, base),
+                partial(self._opened, problem, base, self.fabric.device),
                 options,
                 opened_by_worker=self._opened_by_worker(),
                 trace_path=folder / TRACE if folder else None,
@@ -171,9 +172,9 @@ class SafetyMerge(StreamingAlgorithm):
             combine=None if options.search.combine in LINEAR_COMBINATIONS else combine,
         )
 
-    def _opened(self, problem: Problem, base: OpenModel) -> Problem:
-        """With a module for the candidates, on fabric's device."""
-        module = searched_module(base, problem.base.names(), self.options.search, self.fabric.device)
+    def _opened(self, problem: Problem, base: OpenModel, device: torch.device) -> Problem:
+        """With a module for the candidates."""
+        module = searched_module(base, problem.base.names(), self.options.search, device)
         return replace(problem, model=module)
 
     def _opened_by_worker(self) -> Callable[[], Problem] | None:
@@ -252,13 +253,14 @@ def _combined(
 
 
 def _opened_from_config(pool_config: dict[str, Any], config: dict[str, Any]) -> Problem:
-    """The problem in a process of a Ray cluster."""
+    """The problem in a process of a Ray cluster, on the device that Ray gives it."""
     pool = instantiate(OmegaConf.create(pool_config))
     algorithm = SafetyMerge(**{key: value for key, value in config.items() if not key.startswith("_")})
     base, experts = algorithm.base_name(pool), algorithm.expert_names(pool)
     algorithm.check_pool(base, experts)
     opened = open_model(pool, base)
-    return algorithm._opened(algorithm.problem(opened, [open_model(pool, name) for name in experts]), opened)
+    problem = algorithm.problem(opened, [open_model(pool, name) for name in experts])
+    return algorithm._opened(problem, opened, torch.device(algorithm.options.worker_device))
 
 
 def _plain(value: Any) -> dict[str, Any]:

@@ -74,6 +74,11 @@ class SafetyMergeOptions:
     search: SearchOptions
     scale_out: ScaleOut
 
+    @property
+    def worker_device(self) -> str:
+        """The device of a worker of the cluster: Ray shows it the GPU that it reserves for it, or none."""
+        return "cuda" if self.scale_out.gpus_per_worker else "cpu"
+
     def by_name(self) -> dict[str, Any]:
         """Every option under the name that users write."""
         ray = {f"{_RAY}{name}": value for name, value in self.scale_out.model_dump().items()}

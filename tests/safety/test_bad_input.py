@@ -247,6 +247,19 @@ def test_threads_share_one_search(trained: Trained, absolute: Path) -> None:
     assert all(torch.equal(static[name], merged[name]) for name in names)
 
 
+def test_check_finds_the_same(trained: Trained, absolute: Path) -> None:
+    """``mergekit-3h check`` knows the options of the method that is searched, and plans as a merge would."""
+
+    def errors(**parameters: Any) -> list[str]:
+        (absolute / "config.yml").write_text(yaml.safe_dump(trained.config(**parameters)))
+        done = CliRunner().invoke(main, ["check", str(absolute / "config.yml"), "--json", "--no-estimate"])
+        return [f["message"] for f in json.loads(done.stdout)["findings"] if f["severity"] == "error"]
+
+    assert errors(combine="ties", solver="cmaes", density=0.5) == []
+    assert "has no option 'density'" in errors(density=0.5, combine="tsvm")[0]
+    assert "Take solver 'cmaes'" in errors(combine="ties")[0]
+
+
 @pytest.mark.parametrize("missing", ["config", "model"])
 def test_the_search_command_shows_no_traceback(missing: str, trained: Trained, absolute: Path) -> None:
     config = trained.config()

@@ -80,8 +80,8 @@ def checked_problem(request: Request, options: MergeOptions) -> Checked:
 
 
 def opened_problem(request: Request, options: MergeOptions) -> Problem:
-    """The problem with its weights, in a process that has seen nothing of it."""
-    return checked_problem(request, options).opened()
+    """The problem with its weights, in a process of a Ray cluster, on the device that Ray gives it."""
+    return replace(checked_problem(request, options), device=request.given.worker_device).opened()
 
 
 def empty_model(folder: Path, trust_remote_code: bool = False) -> nn.Module:
