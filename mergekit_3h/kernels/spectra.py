@@ -33,7 +33,8 @@ class Spectrum:
     """Sum of the squares of all singular values, kept or not."""
     method: str = "exact"
     residual: float = 0.0
-    """Largest ||delta^T u - s v|| / s_1 over the kept triplets that an iterative method left; exact leaves none."""
+    """Bound on the sine of the angle between ``right`` and the true leading subspace, from the residuals that an
+    iterative method left (infinite where it knows none); exact leaves none."""
 
     @property
     def rank(self) -> int:

@@ -51,6 +51,14 @@ def test_without_a_certificate_the_residual_is_reported() -> None:
     assert min(report.residuals) > 1e-6
 
 
+def test_without_a_certificate_the_largest_subspace_is_used() -> None:
+    """Half of the columns, which is also what two tasks may have: a flat spectrum does not end the search early."""
+    deltas = [random_delta((320, 320), "flat", seed) for seed in range(2)]
+    _, report = merge(TaskMatrices(deltas), [1.0] * 2, settings(decomposition="krylov"))
+    assert report.decompositions == ["krylov"] * 2
+    assert report.ranks == [160, 160]
+
+
 def test_the_bound_holds() -> None:
     """The angle between the found and the true subspace is under the reported sine, at every stage of convergence."""
     delta = noisy_low_rank((400, 300), 8, 1, noise=3e-4)
@@ -77,6 +85,17 @@ def test_equal_leading_singular_values_are_all_found() -> None:
     assert found is not None
     assert found.residual <= 1e-6
     assert torch.allclose(found.values, torch.ones(20, dtype=torch.float64), atol=1e-12)
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-8])
+def test_more_equal_singular_values_than_a_block_has_columns_are_not_certified(spread: float) -> None:
+    """Of 40 equal values a block of 32 finds 32, with tiny residuals and a wide gap below them."""
+    generator = torch.Generator().manual_seed(1)
+    u = torch.linalg.qr(torch.randn(800, 40, generator=generator, dtype=torch.float64))[0]
+    v = torch.linalg.qr(torch.randn(800, 40, generator=generator, dtype=torch.float64))[0]
+    delta = u @ torch.diag(1 - spread * torch.rand(40, generator=generator, dtype=torch.float64)) @ v.T
+    _, report = merge(TaskMatrices([delta, delta.T]), [1.0] * 2, settings(energy=0.999999))
+    assert report.ranks == [40, 40]
 
 
 def test_a_zero_matrix_has_rank_zero() -> None:
