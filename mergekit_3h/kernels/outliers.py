@@ -7,6 +7,9 @@ import torch
 from mergekit_3h.kernels.settings import Settings
 from mergekit_3h.kernels.tasks import TaskMatrices
 
+ROUNDING = 1e-12
+"""Relative slack of the threshold: where all entries of a row have one size, sigma is 0 and all of them reach it."""
+
 
 def outlier_mass(tasks: TaskMatrices, i: int) -> float:
     """Sum of |delta| over the entries that reach mu_r + 3 sigma_r of their row r: the numerator of Eq. 8."""
@@ -14,8 +17,8 @@ def outlier_mass(tasks: TaskMatrices, i: int) -> float:
     for block in tasks.blocks_as_stored(i):
         size = block.abs_()
         mu = size.mean(dim=1, keepdim=True)  # Eq. 6
-        sigma = (size.square().mean(dim=1, keepdim=True) - mu.square()).clamp_min_(0).sqrt_()  # Eq. 7
-        mass += torch.where(size >= mu + 3 * sigma, size, 0.0).sum()
+        sigma = (size - mu).square_().mean(dim=1, keepdim=True).sqrt_()  # Eq. 7, without its cancellation
+        mass += torch.where(size >= (mu + 3 * sigma) * (1 - ROUNDING), size, 0.0).sum()
     return float(mass)
 
 

@@ -43,6 +43,15 @@ def test_no_outliers_anywhere_give_uniform_weights() -> None:
     assert outlier_mass(TaskMatrices([torch.zeros(4, 4)]), 0) == 0.0
 
 
+@pytest.mark.parametrize("size", [0.1, 0.3, 1e-3])
+@pytest.mark.parametrize("columns", [7, 64, 1000, 4096])
+def test_a_row_of_one_size_counts_whole(columns: int, size: float) -> None:
+    """sigma = 0 and every entry reaches mu, which float64 arithmetic misses by a unit in the last place or two."""
+    signs = torch.randn(4, columns, generator=torch.Generator().manual_seed(1)).sign()
+    mass = outlier_mass(TaskMatrices([size * signs]), 0)
+    assert mass == pytest.approx(4 * columns * size, rel=1e-6)  # the size itself is rounded to float32
+
+
 def test_inverse_weights_of_a_single_expert_are_one() -> None:
     assert outlier_weights([3.0], settings("rtsvm", outlier_weighting="inverse")) == [1.0]
 
