@@ -69,7 +69,12 @@ class PolarFactors:
         result = torch.empty(shape, dtype=tasks.result_dtype, device=tasks.device)
         tall = result.T if tasks.is_wide else result
         if self._is_left_wide:
-            tall.copy_(self._left_whitener @ (self._left_panel(slice(0, tasks.rows)) @ inner))
+            panel = self._left_panel(slice(0, tasks.rows))
+
+            def fill_columns(columns: slice) -> None:
+                tall[:, columns] = (self._left_whitener @ (panel @ inner[:, columns])).to(tasks.result_dtype)
+
+            self._run([partial(fill_columns, columns) for columns in spans(tasks.columns, TILE)])
             return result
 
         def fill(rows: slice) -> None:
@@ -169,7 +174,7 @@ class PolarFactors:
             whole = self._left_panel(slice(0, self.tasks.rows))
             self._norms = whole.square().sum(0).sqrt()
             whole /= self._norms
-            return whole @ whole.T
+            return self._outer_gram(whole)
         gram = self.right.new_zeros(self.width, self.width)
         tiles = spans(self.width, TILE)
         for rows in spans(self.tasks.rows, max(self.tasks.columns, 4 * TILE)):
@@ -186,17 +191,10 @@ class PolarFactors:
 
     def _right_gram(self) -> Tensor:
         """V^T V, upper triangle, or V V^T where that is smaller."""
-        columns = self.right.shape[0]
         if self.right_is_orthogonal:
             return self.right.new_empty(0, 0)
         if self._is_right_wide:
-            gram = self.right.new_empty(columns, columns)
-
-            def fill_rows(rows: slice) -> None:
-                torch.matmul(self.right[rows], self.right.T, out=gram[rows])
-
-            self._run([partial(fill_rows, rows) for rows in spans(columns, TILE)])
-            return gram
+            return self._outer_gram(self.right)
         gram = torch.eye(self.width, dtype=self.right.dtype, device=self.right.device)
 
         def fill(i: int, j: int) -> None:
@@ -204,6 +202,16 @@ class PolarFactors:
 
         n = len(self.parts)
         self._run([partial(fill, i, j) for i in range(n) for j in range(i + 1, n)])
+        return gram
+
+    def _outer_gram(self, wide: Tensor) -> Tensor:
+        """X X^T of a matrix with more columns than rows."""
+        gram = wide.new_empty(wide.shape[0], wide.shape[0])
+
+        def fill(rows: slice) -> None:
+            torch.matmul(wide[rows], wide.T, out=gram[rows])
+
+        self._run([partial(fill, rows) for rows in spans(wide.shape[0], TILE)])
         return gram
 
     def _run(self, pieces: Sequence[Callable[[], None]]) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from mergekit_3h.kernels.settings import Settings
 from mergekit_3h.kernels.tasks import TaskMatrices
+from mergekit_3h.kernels.workers import run_all
 
 SMALLEST_KRYLOV_SIDE = 768
 """Columns from which a Krylov method is tried unasked; a smaller matrix is decomposed in milliseconds."""
@@ -25,16 +28,22 @@ def sparsity(tasks: TaskMatrices, settings: Settings) -> float:
     count = len(tasks) * tasks.rows * tasks.columns
     threshold = settings.epsilon
     if settings.epsilon_mode == "relative":
-        squares = sum(
-            (block.square().sum() for i in range(len(tasks)) for block in tasks.blocks_as_stored(i)),
-            start=torch.zeros((), dtype=torch.float64, device=tasks.device),
-        )
-        threshold *= math.sqrt(float(squares) / count)
-    below = sum(
-        ((block.abs_() < threshold).sum() for i in range(len(tasks)) for block in tasks.blocks_as_stored(i)),
-        start=torch.zeros((), dtype=torch.int64, device=tasks.device),
-    )
-    return int(below) / count
+        threshold *= math.sqrt(_total(tasks, lambda block: block.square_()) / count)
+    return _total(tasks, lambda block: block.abs_() < threshold) / count
+
+
+def _total(tasks: TaskMatrices, term: Callable[[Tensor], Tensor]) -> float:
+    """Sum of ``term`` over the entries of all tasks."""
+    sums = [0.0] * len(tasks)
+
+    def add_up(i: int) -> None:
+        total = torch.zeros((), dtype=torch.float64, device=tasks.device)
+        for block in tasks.blocks_as_stored(i):
+            total += term(block).sum()
+        sums[i] = float(total)
+
+    run_all(tasks.device, [partial(add_up, i) for i in range(len(tasks))])
+    return sum(sums)
 
 
 def rank_budget(tasks: TaskMatrices, settings: Settings, omega: float) -> int:

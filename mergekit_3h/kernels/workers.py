@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import lru_cache
 
 import torch
@@ -20,7 +20,7 @@ return_large_blocks_when_freed()  # before the host allocates: holes left in the
 
 
 def run_all(device: torch.device, pieces: Sequence[Callable[[], None]]) -> None:
-    """Run every piece and return when all are done; the first error is raised.
+    """Run every piece and return when all are done. The first error is raised, when nothing is running any more.
 
     On a CPU as many run at once as torch may use threads. Elsewhere the device has its own queue: they run in turn.
     """
@@ -30,7 +30,9 @@ def run_all(device: torch.device, pieces: Sequence[Callable[[], None]]) -> None:
             piece()
         return
     pool = _pool(threads, os.getpid())
-    for done in [pool.submit(_without_grad, piece) for piece in pieces]:
+    running = [pool.submit(_without_grad, piece) for piece in pieces]
+    wait(running)
+    for done in running:
         done.result()
 
 

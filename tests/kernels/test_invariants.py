@@ -102,16 +102,17 @@ def test_the_bits_do_not_depend_on_the_number_of_workers() -> None:
         "from mergekit_3h.kernels.tasks import TaskMatrices\n"
         "from mergekit_3h.options import parse_options\n"
         "torch.manual_seed(0)\n"
-        "for shape in ((600, 600), (2100, 520), (520, 700)):\n"
+        "wide = {'rank_budget': 'per_task'}\n"
+        "for shape, options in (((600, 600), {}), ((2100, 520), {}), ((520, 700), {}), ((420, 300), wide)):\n"
         "    deltas = [torch.randn(shape) * 1e-3 for _ in range(3)]\n"
-        "    merged, _ = merge(TaskMatrices(deltas), [1.0] * 3, parse_options('rtsvm', {}).settings())\n"
+        "    merged, _ = merge(TaskMatrices(deltas), [1.0] * 3, parse_options('rtsvm', options).settings())\n"
         "    print(hashlib.sha256(merged.numpy().tobytes()).hexdigest())\n"
     )
     runs = [
         subprocess.run([sys.executable, "-c", program, threads], capture_output=True, text=True, check=True).stdout
         for threads in ("1", "2", "3")
     ]
-    assert runs[0].count("\n") == 3
+    assert runs[0].count("\n") == 4
     assert runs[0] == runs[1] == runs[2]
 
 
