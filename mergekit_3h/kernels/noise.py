@@ -39,7 +39,8 @@ def rounding_edge(expert: Tensor, base: Tensor) -> float:
     bits = significand_bits(expert)
     if bits is None:
         return 0.0
-    largest = int(torch.frexp(expert.abs().amax().to(torch.float32))[1])
+    low, high = torch.aminmax(expert)
+    largest = int(torch.frexp(torch.maximum(-low, high).to(torch.float32))[1])
     counts = torch.zeros(EXPONENTS, dtype=torch.float64, device=expert.device)
     squares = torch.zeros_like(counts)
     every = slice(None, None, max(1, expert.numel() // SAMPLE))

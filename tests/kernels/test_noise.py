@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from kernels.oracle import merge_truncated, random_delta, relative, settings
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mergekit_3h.kernels.assembly import merge
 from mergekit_3h.kernels.noise import rounding_edge, significand_bits
@@ -86,3 +87,26 @@ def test_an_unchanged_expert_and_exact_zeros_have_no_noise() -> None:
     base = weights().bfloat16()
     assert rounding_edge(base.clone(), base) == 0.0
     assert rounding_edge(torch.zeros(8, 8, dtype=torch.bfloat16), torch.zeros(8, 8, dtype=torch.bfloat16)) == 0.0
+
+
+class LargestAllocation(TorchDispatchMode):
+    """Records the most elements that an operation made, beyond views of what there was."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = func(*args, **(kwargs or {}))
+        for made in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(made, torch.Tensor) and not made._is_view():
+                self.elements = max(self.elements, made.numel())
+        return result
+
+
+def test_the_edge_of_a_large_tensor_is_found_without_a_copy_of_it() -> None:
+    base = torch.randn(4096, 1024).bfloat16()
+    expert = (base.float() + 0.1).bfloat16()
+    expert32, base32 = expert.float(), base.float()
+    with LargestAllocation() as largest:
+        assert rounding_edge(expert, base) > 0
+        assert rounding_edge(expert32, base32) > 0
+    assert largest.elements < expert.numel() / 4
