@@ -141,8 +141,10 @@ def require_mergeable(name: str, tensors: Mapping[str, Tensor]) -> None:
             "vocabulary differs, let mergekit align it (tokenizer: {source: base})."
         )
     for label, tensor in tensors.items():
-        if not tensor.is_floating_point():
-            raise TensorError(f"tensor {name!r} of {label} holds {tensor.dtype}, expected floating-point numbers")
+        if not tensor.is_floating_point() or tensor.element_size() < 2:
+            raise TensorError(
+                f"tensor {name!r} of {label} holds {tensor.dtype}, expected floating-point numbers of 16 bits or more"
+            )
         if not is_finite(tensor):
             raise TensorError(
                 f"tensor {name!r} of {label} holds NaN or infinity. Check that this checkpoint loads and was saved "

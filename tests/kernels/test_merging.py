@@ -139,6 +139,12 @@ def test_a_shape_mismatch_names_every_model() -> None:
         merged(base, experts)
 
 
+def test_scaled_8_bit_numbers_are_refused() -> None:
+    base = torch.ones(4, 4).to(torch.float8_e4m3fn)
+    with pytest.raises(TensorError, match=r"'w' of the base model holds torch.float8_e4m3fn, .* 16 bits"):
+        merged(base, [base])
+
+
 def test_integers_are_refused() -> None:
     with pytest.raises(TensorError, match=r"torch.int64"):
         merged(torch.ones(2, 2), [torch.ones(2, 2, dtype=torch.int64)])
