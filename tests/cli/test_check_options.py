@@ -195,6 +195,7 @@ def test_unknown_method() -> None:
 
 def test_hook_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MERGEKIT_3H_AUTOLOAD", "0")
+    assert rules_of(two_models("safety_merge"), "autoload-off").severity == "warning"
     finding = rules_of(two_models("rtsvm"), "autoload-off")
     assert finding.severity == "warning" and "MERGEKIT_3H_AUTOLOAD=0" in finding.message
 

@@ -12,8 +12,9 @@ from mergekit.merge_methods import BasePolicy, MergeMethod, registered_methods
 
 from mergekit_3h.methods.lint.findings import Finding, did_you_mean
 from mergekit_3h.methods.lint.places import Group, parameter_groups
-from mergekit_3h.options import METHODS
+from mergekit_3h.registration import OWN_METHODS
 
+_OURS = {entry_point.name for entry_point in OWN_METHODS}
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 _OTHER_DTYPE_NAMES = {
     "bf16": "bfloat16",
@@ -29,7 +30,7 @@ _OTHER_DTYPE_NAMES = {
 def find_method(name: str) -> tuple[MergeMethod | None, list[Finding]]:
     """The merge method of that name, or why there is none."""
     methods = {method.spec.name: method for method in registered_methods()}
-    if name in METHODS and os.environ.get("MERGEKIT_3H_AUTOLOAD") == "0":
+    if name in _OURS and os.environ.get("MERGEKIT_3H_AUTOLOAD") == "0":
         message = f"MERGEKIT_3H_AUTOLOAD=0 is set, so mergekit does not load {name}"
         advice = "unset it for the merge, or import mergekit_3h.methods in the process that merges"
         finding = Finding("warning", "autoload-off", message, where="merge_method", advice=advice)
@@ -37,13 +38,13 @@ def find_method(name: str) -> tuple[MergeMethod | None, list[Finding]]:
     if name in methods:
         return methods[name], []
     known = sorted(methods)
-    if name in METHODS:
+    if name in _OURS:
         advice = "it could not be loaded: see the warning above, and `mergekit-3h doctor`"
     else:
         listing = f"registered are: {', '.join(known)}"
-        advice = f"{did_you_mean(name, sorted({*known, *METHODS}))} {listing}".strip()
-        if not set(METHODS) & set(known):
-            advice += " (tsvm and rtsvm are not: MERGEKIT_3H_AUTOLOAD, `mergekit-3h doctor`)"
+        advice = f"{did_you_mean(name, sorted({*known, *_OURS}))} {listing}".strip()
+        if not _OURS & set(known):
+            advice += f" ({', '.join(sorted(_OURS))} are not: MERGEKIT_3H_AUTOLOAD, `mergekit-3h doctor`)"
     return None, [Finding("error", "unknown-method", f"no merge method {name!r}", where="merge_method", advice=advice)]
 
 
