@@ -38,6 +38,7 @@ from mergekit_3h.search.run_options import (
     safety_merge_option_names,
 )
 from mergekit_3h.search.running import search
+from mergekit_3h.search.session import Point
 from mergekit_3h.search.solution import Solution
 
 LOG = logging.getLogger(__name__)
@@ -146,6 +147,10 @@ class SafetyMerge(StreamingAlgorithm):
         problem = self.problem(base, experts)
         folder = self._folder()
         with tqdm(total=options.search.max_evaluations, desc=self.title, disable=self._silent) as bar:
+
+            def on_point(_: Point) -> None:
+                bar.update()
+
             return search(
                 problem,
                 partial(self._opened, problem, base, self.fabric.device),
@@ -154,7 +159,7 @@ class SafetyMerge(StreamingAlgorithm):
                 trace_path=folder / TRACE if folder else None,
                 resume=True,
                 identity={"parameters": self.parameters, "model_parameters": self.model_parameters},
-                on_point=lambda _: None if bar.update() else None,
+                on_point=on_point,
             )
 
     def problem(self, base: OpenModel, experts: Sequence[OpenModel]) -> Problem:
