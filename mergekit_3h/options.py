@@ -73,7 +73,8 @@ class TSVMOptions(BaseModel):
         1e-6,
         gt=0.0,
         lt=1.0,
-        description="Relative accuracy that decomposition: auto must certify before it keeps a Krylov result.",
+        description="Largest sine of the angle between the found and the true singular subspace that decomposition: "
+        "auto accepts from the Krylov method; the merge is then exact to about ten times that.",
     )
 
     @field_validator("noise_floor", mode="before")
@@ -170,7 +171,7 @@ class RTSVMOptions(TSVMOptions):
         "sum: the outlier weights add up to 1, Eq. 8; mean: they average 1, which keeps TSVM's magnitude."
     )
     outlier_strength: float | None = _preset_field(
-        "Between no outlier weighting (0) and the whole of it (1).", ge=0.0, allow_inf_nan=False
+        "Between no outlier weighting (0) and the whole of it (1).", ge=0.0, le=1.0
     )
     noise_floor: Literal["auto", "off"] | None = _preset_field(  # type: ignore[assignment]
         TSVMOptions.model_fields["noise_floor"].description or ""
