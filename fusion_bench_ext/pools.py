@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 from fusion_bench.modelpool.base_pool import BaseModelPool
@@ -24,6 +25,9 @@ def open_model(pool: BaseModelPool, name: str) -> OpenModel:
     except ThreeHError:
         raise
     except Exception as error:
+        where = pool._models.get(name) if hasattr(pool._models, "get") else None
+        if isinstance(where, str) and where.startswith(("/", ".", "~")) and not Path(where).exists():
+            raise ModelError(f"model {name!r} of the pool cannot be loaded: there is no folder {where}") from error
         reason = str(error).strip() or "no further reason given"
         raise ModelError(f"model {name!r} of the pool cannot be loaded: {type(error).__name__}: {reason}") from error
     if missing:

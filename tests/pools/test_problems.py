@@ -137,7 +137,7 @@ def test_no_expert(llama):
 @pytest.mark.parametrize("lazy", [True, False])
 def test_model_that_is_not_there(lazy, llama, tmp_path: Path):
     models = {"_pretrained_": str(llama.base), "ghost": str(tmp_path / "nowhere")}
-    with pytest.raises(ModelError, match=r"model 'ghost' of the pool cannot be loaded.*nowhere"):
+    with pytest.raises(ModelError, match=r"model 'ghost' of the pool cannot be loaded: there is no folder .*nowhere"):
         TSVM().run(CausalLMPool(models, tokenizer=None, enable_lazy_loading=lazy))
 
 
