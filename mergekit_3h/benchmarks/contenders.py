@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -63,7 +64,8 @@ def prepare(contender: str, inputs: Inputs, recipe: Recipe) -> Run:
 
 def chosen_peers(peer: str) -> list[str]:
     """``auto`` takes FusionBench where it is installed, the literal code elsewhere; ``both``, ``none`` or a name."""
-    has_fusion_bench = find_spec("fusion_bench") is not None
+    # An imported fusion_bench has replaced its module by one without a spec, for which find_spec raises.
+    has_fusion_bench = "fusion_bench" in sys.modules or find_spec("fusion_bench") is not None
     if peer == "auto":
         return [FUSION_BENCH if has_fusion_bench else FULL_SVD]
     peers = {"both": list(PEERS), "none": []}.get(peer, [peer])

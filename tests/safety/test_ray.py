@@ -16,7 +16,10 @@ ray = pytest.importorskip("ray")
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    """A cluster on this machine for all tests here: starting one takes seconds."""
+    """A cluster on this machine for all tests here, or the one of tests/search_ray if this process has it still."""
+    if ray.is_initialized():
+        yield
+        return
     ray.init("local", num_cpus=2, include_dashboard=False, object_store_memory=100_000_000, log_to_driver=False)
     yield
     ray.shutdown()
