@@ -30,7 +30,7 @@ def behaviour(folder: Path) -> dict[str, dict[str, float]]:
     return run["behaviour"]
 
 
-# Seen over three seeds of the quick models: 0 or 1 exactly wherever the limit is 0.2 or 0.9. The margins leave room for
+# Seen with seed 0 of the quick models: 0 or 1 exactly wherever the limit is 0.2 or 0.9. The margins leave room for
 # other processors and versions of torch, on which training takes another way.
 
 
