@@ -39,13 +39,20 @@ class Minimiser(Generic[Sample]):
     def run(self, x: Tensor, sample: Sample, steps: int) -> tuple[Tensor, Sample, str]:
         """At most ``steps`` steps from ``x``, where ``sample`` is known. Returns the best point and why it ended."""
         f, g = self.value(sample)
-        curvature = torch.eye(x.numel(), dtype=x.dtype) * max(float(g.abs().max()), 1e-12) / self.step_limit
-        is_first, small_gains = True, 0
+        first_limit = self.step_limit
+        curvature, is_fresh, small_gains = self._fresh_curvature(g), True, 0
+        is_first = True
         for _ in range(steps):
-            step = self._step(x, g, curvature)
-            predicted = -float(g @ step + 0.5 * step @ curvature @ step)
-            if predicted <= self.convergence * abs(f) or float(step.abs().max()) < SMALLEST_STEP:
-                return x, sample, "converged"
+            step, predicted = self._planned(x, f, g, curvature)
+            if small_gains == 2 or predicted <= 0:
+                if is_fresh:
+                    return x, sample, "converged"
+                # The model may be too stiff, learnt where the function was steep: only a new one's word counts.
+                self.step_limit = first_limit
+                curvature, is_fresh, is_first, small_gains = self._fresh_curvature(g), True, True, 0
+                step, predicted = self._planned(x, f, g, curvature)
+                if predicted <= 0:
+                    return x, sample, "converged"
             tried = self.evaluate(x + step)
             if tried is None:
                 return x, sample, "budget spent"
@@ -57,11 +64,22 @@ class Minimiser(Generic[Sample]):
             self._adapt(step, gain / predicted)
             if gain <= 0:
                 continue
-            small_gains = small_gains + 1 if gain <= self.convergence * abs(f) else 0
+            is_small = gain <= self.convergence * abs(f)
+            small_gains = small_gains + 1 if is_small else 0
+            is_fresh = is_fresh and is_small
             x, sample, f, g = x + step, tried, f_new, g_new
-            if small_gains == 2:
-                return x, sample, "converged"
         return x, sample, "steps spent"
+
+    def _fresh_curvature(self, g: Tensor) -> Tensor:
+        """Before anything is known: one step of steepest descent goes to the edge of the trust region."""
+        return torch.eye(g.numel(), dtype=g.dtype) * max(float(g.abs().max()), 1e-12) / self.step_limit
+
+    def _planned(self, x: Tensor, f: float, g: Tensor, curvature: Tensor) -> tuple[Tensor, float]:
+        """The next step and what the model expects of it: 0 if that is too little to try."""
+        step = self._step(x, g, curvature)
+        predicted = -float(g @ step + 0.5 * step @ curvature @ step)
+        too_little = predicted <= self.convergence * abs(f) or float(step.abs().max()) < SMALLEST_STEP
+        return step, 0.0 if too_little else predicted
 
     def _adapt(self, step: Tensor, quality: float) -> None:
         length = float(step.abs().max())
@@ -97,6 +115,9 @@ def updated_curvature(curvature: Tensor, step: Tensor, change: Tensor, is_first:
         curvature = torch.eye(step.numel(), dtype=step.dtype) * float(change @ change) / product
     pushed = curvature @ step
     expected = float(step @ pushed)
+    if 0 < product < 0.2 * expected:  # losses flatten out as they fall: along other directions than this one too
+        shrink = max(0.1, product / expected)
+        curvature, pushed, expected = curvature * shrink, pushed * shrink, expected * shrink
     if product < 0.2 * expected:
         share = 0.8 * expected / (expected - product)
         change = share * change + (1 - share) * pushed
