@@ -20,6 +20,10 @@ BLOCK_ROWS = 256
 """Rows of a block: enough for GEMM speed, few enough that a square matrix has a block for every core."""
 
 
+CACHE_ELEMENTS = 1 << 16
+"""Elements subtracted at a time on a CPU: their float32 copies stay in its cache, which makes it up to four times faster."""
+
+
 class TaskMatrices:
     """``n`` matrices of one shape. ``base=None`` says that ``experts`` are the updates themselves.
 
@@ -43,26 +47,51 @@ class TaskMatrices:
 
     def block(self, i: int, rows: slice) -> Tensor:
         """Rows of delta_i, tall side up, in float64."""
-        return self._difference(self.experts[i], self.base, rows, transpose=self.is_wide)
+        return self._difference(i, rows, transpose=self.is_wide)
 
     def blocks(self, i: int) -> Iterator[Tensor]:
-        """delta_i from top to bottom, tall side up."""
-        for rows in self.row_spans():
-            yield self.block(i, rows)
+        """delta_i from top to bottom, tall side up. A block is overwritten by the next one."""
+        return self._each(i, self.row_spans(), transpose=self.is_wide)
 
     def blocks_as_stored(self, i: int) -> Iterator[Tensor]:
-        """delta_i from top to bottom in the checkpoint's own orientation, whose rows Eq. 6-8 speak of."""
+        """delta_i from top to bottom in the checkpoint's own orientation, whose rows Eq. 6-8 speak of.
+
+        A block is overwritten by the next one.
+        """
         shape = self.experts[i].shape
-        for rows in spans(shape[0], max(1, BLOCK_ELEMENTS // shape[1])):
-            yield self._difference(self.experts[i], self.base, rows, transpose=False)
+        return self._each(i, spans(shape[0], max(1, BLOCK_ELEMENTS // shape[1])), transpose=False)
 
     def row_spans(self) -> list[slice]:
         return spans(self.rows, min(BLOCK_ROWS, max(64, BLOCK_ELEMENTS // self.columns)))
 
-    @staticmethod
-    def _difference(expert: Tensor, base: Tensor | None, rows: slice, *, transpose: bool) -> Tensor:
+    def _each(self, i: int, row_spans: list[slice], *, transpose: bool) -> Iterator[Tensor]:
+        memory: Tensor | None = None
+        for rows in row_spans:
+            block = self._difference(i, rows, transpose=transpose, memory=memory)
+            if memory is None:
+                memory = (block.T if transpose else block).view(-1)
+            yield block
+
+    def _difference(self, i: int, rows: slice, *, transpose: bool, memory: Tensor | None = None) -> Tensor:
         part = (slice(None), rows) if transpose else (rows,)
-        delta = expert[part].to(torch.float64, copy=True)
-        if base is not None:
-            delta -= base[part]
-        return delta.T.contiguous() if transpose else delta
+        expert = self.experts[i][part]
+        if memory is None:
+            delta = torch.empty(expert.shape, dtype=torch.float64, device=self.device)
+        else:
+            delta = memory[: expert.numel()].view(expert.shape)
+        if self.base is None:
+            delta.copy_(expert)
+        else:
+            self._subtract(expert, self.base[part], delta)
+        return delta.T if transpose else delta
+
+    def _subtract(self, expert: Tensor, base: Tensor, delta: Tensor) -> None:
+        """In float32, unless a checkpoint is float64: a third of the time.
+
+        The difference of two 16-bit numbers, and of two float32 numbers within a factor of two, is exact in float32,
+        and any other is rounded by 6e-8 of itself.
+        """
+        dtype = self.result_dtype
+        step = max(1, CACHE_ELEMENTS // expert.shape[1]) if self.device.type == "cpu" else expert.shape[0]
+        for part in spans(expert.shape[0], step):
+            delta[part] = torch.sub(expert[part].to(dtype), base[part].to(dtype))

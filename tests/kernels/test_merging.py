@@ -107,14 +107,15 @@ def test_an_expert_of_weight_zero_adds_nothing_but_keeps_its_place() -> None:
 def test_components_add_up_for_every_kind_of_tensor() -> None:
     for shape in ((20, 10), (4, 16, 12), (10,)):
         base, experts = family(shape)
-        labelled = {str(i): expert for i, expert in enumerate(experts)}
+        base = base.double()
+        labelled = {str(i): expert.double() for i, expert in enumerate(experts)}
         weights = {"0": 0.3, "1": -1.0, "2": 2.0}
         options = parse_options("rtsvm", {"lambda": 0.7})
-        whole = merge_tensor("w", base.double(), {k: v.double() for k, v in labelled.items()}, weights, options)
+        whole = merge_tensor("w", base, labelled, weights, options)
         shares = tensor_components("w", base, labelled, options)
         assert shares["0"].dense().shape == shape
         total = sum(weights[label] * share.dense() for label, share in shares.items())
-        assert relative(total, whole - base.double()) < 1e-10
+        assert relative(total, whole - base) < 1e-10
 
 
 def test_an_empty_tensor_stays_empty() -> None:
