@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fusion_bench_ext.agreement import names_to_merge
 from fusion_bench_ext.assembly import build_module
 from fusion_bench_ext.models import OpenModel
+from fusion_bench_ext.pools import model_path
 from mergekit_3h.errors import ModelError
 from mergekit_3h.search.answers import shared_tokenizer
 from mergekit_3h.search.components import Combine
@@ -83,16 +84,6 @@ def searched_module(base: OpenModel, names: Iterable[str], options: SearchOption
         getattr(torch, options.dtype) if options.dtype != "auto" else next(iter(dtypes)) if len(dtypes) == 1 else None
     )
     return module.to(device) if dtype is None else module.to(device=device, dtype=dtype)
-
-
-def model_path(pool: BaseModelPool, name: str) -> str | None:
-    """Where the pool takes a model from, if that is a path or a name on the hub."""
-    if not isinstance(pool, CausalLMPool):
-        return None
-    try:
-        return pool.get_model_path(name)
-    except (RuntimeError, KeyError):
-        return None
 
 
 def _tokenizers(pool: BaseModelPool, names: dict[str, str]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 from fusion_bench.modelpool.base_pool import BaseModelPool
@@ -12,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from fusion_bench_ext.lazy_models import LazyModel
+from fusion_bench_ext.load_failures import load_failure
 from fusion_bench_ext.models import LoadedModel, OpenModel, missing_from_checkpoint
 from mergekit_3h.errors import ModelError, ThreeHError
 
@@ -25,16 +25,19 @@ def open_model(pool: BaseModelPool, name: str) -> OpenModel:
     except ThreeHError:
         raise
     except Exception as error:
-        where = pool._models.get(name) if hasattr(pool._models, "get") else None
-        if isinstance(where, str) and where.startswith(("/", ".", "~")) and not Path(where).exists():
-            raise ModelError(f"model {name!r} of the pool cannot be loaded: there is no folder {where}") from error
-        reason = str(error).strip() or "no further reason given"
-        raise ModelError(f"model {name!r} of the pool cannot be loaded: {type(error).__name__}: {reason}") from error
+        raise load_failure(name, model_path(pool, name), error) from error
     if missing:
         raise missing_from_checkpoint(name, sorted(missing))
     if isinstance(loaded, nn.Module):
         return LoadedModel(name, loaded)
     raise ModelError(f"model {name!r} of the pool is a {type(loaded).__name__}, expected a torch module")
+
+
+def model_path(pool: BaseModelPool, name: str) -> str | None:
+    """Where the pool takes a model from, if that is a path or a name on the hub."""
+    what: Any = pool._models.get(name) if hasattr(pool._models, "get") else None
+    path = what.get("pretrained_model_name_or_path") if isinstance(what, DictConfig | dict) else what
+    return path if isinstance(path, str) else None
 
 
 def _load(pool: BaseModelPool, name: str) -> tuple[Any, set[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from fusion_bench_ext.algorithms.streaming import StreamingAlgorithm
 from fusion_bench_ext.errors import shown_by_hydra, unknown_name
+from fusion_bench_ext.models import TensorFacts
 from mergekit_3h.errors import ModelError, OptionError
-from mergekit_3h.merging import merge_tensor
+from mergekit_3h.merging import matrix_bytes, merge_tensor
 from mergekit_3h.options import METHODS, ModelOptions, TSVMOptions, checked, option_names, parse_options
 
 _BASE = "_pretrained_"
@@ -23,7 +25,7 @@ class SingularVectorAlgorithm(StreamingAlgorithm):
 
     ``weight`` is a number for all experts, a list in the pool's order, or a mapping from model names, where those not
     named have the default. ``lambda`` is a keyword of Python: as an attribute it is ``lambda_``, and in a call it is
-    given as ``**{"lambda": 0.5}``.
+    given as ``**{"lambda": 0.5}``. Tensors are merged side by side, one BLAS thread each, within ``memory_gb``.
     """
 
     method: ClassVar[str]
@@ -31,13 +33,15 @@ class SingularVectorAlgorithm(StreamingAlgorithm):
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         keys = {attribute: field.alias or attribute for attribute, field in METHODS[cls.method].model_fields.items()}
-        cls._config_mapping = StreamingAlgorithm._config_mapping | keys | {"weight": "weight"}
+        own = {"weight": "weight", "memory_gb": "memory_gb"}
+        cls._config_mapping = StreamingAlgorithm._config_mapping | keys | own
         cls.title = METHODS[cls.method].pretty_name
 
     def __init__(
         self,
         *,
         weight: float | Sequence[float] | Mapping[str, float] = 1.0,
+        memory_gb: float | None = None,
         model_save_path: str | None = None,
         **options: Any,
     ) -> None:
@@ -45,12 +49,14 @@ class SingularVectorAlgorithm(StreamingAlgorithm):
         super().__init__(model_save_path=model_save_path, **host_keys)
         with shown_by_hydra():
             for name in options:
-                known = [*option_names(self.method), "model_save_path"]
+                known = [*option_names(self.method), "memory_gb", "model_save_path"]
                 if name not in known:
                     raise unknown_name(f"{self.method} has no option", name, known)
             parsed = parse_options(self.method, options)
             self.weight = _plain(weight)
             _require_weights(self.weight)
+            _require_memory(memory_gb)
+        self.memory_gb = memory_gb
         for attribute in METHODS[self.method].model_fields:
             setattr(self, attribute, getattr(parsed, attribute))
 
@@ -70,6 +76,11 @@ class SingularVectorAlgorithm(StreamingAlgorithm):
 
     def check_pool(self, base: str | None, experts: Sequence[str]) -> None:
         self._used_options, self._used_weights = self.options, expert_weights(self.weight, experts)
+
+    def bytes_to_merge(self, facts: TensorFacts, experts: int) -> int:
+        if len(facts.shape) < 2:
+            return 4 * math.prod(facts.shape)
+        return matrix_bytes(facts.shape, experts, self._used_options)
 
     def merge(self, name: str, base: tuple[str, Tensor] | None, experts: Mapping[str, Tensor]) -> Tensor:
         assert base is not None
@@ -105,6 +116,11 @@ def _require_weights(weight: Any) -> None:
     many = isinstance(weight, Mapping | list | tuple)
     for value in (list(weight.values()) if isinstance(weight, Mapping) else weight) if many else [weight]:
         _number(value)
+
+
+def _require_memory(memory_gb: Any) -> None:
+    if memory_gb is not None and (isinstance(memory_gb, bool | str) or not memory_gb > 0):
+        raise OptionError(f"option 'memory_gb': got {memory_gb!r}; expected a number of gigabytes above 0, or null")
 
 
 def _number(value: Any) -> float:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,15 +19,20 @@ from tqdm.auto import tqdm
 from fusion_bench_ext.agreement import names_to_merge
 from fusion_bench_ext.assembly import build_module
 from fusion_bench_ext.errors import shown_by_hydra
-from fusion_bench_ext.models import OpenModel
+from fusion_bench_ext.models import OpenModel, TensorFacts
 from fusion_bench_ext.pools import open_model
 from fusion_bench_ext.saving import Destination
 from mergekit_3h.errors import ModelError, TensorError
+from mergekit_3h.kernels.workers import Job, run_jobs
 
 LOG = logging.getLogger(__name__)
 
 _COUNTERS = ("num_batches_tracked",)
 """Batch norm's count of training steps: it differs between any two trainings and means nothing after them."""
+
+
+LEAST_MEMORY = 1 << 30
+"""Bytes that the tensors being merged side by side may take, however small the model is."""
 
 
 class StreamingAlgorithm(BaseAlgorithm, LightningFabricMixin):
@@ -37,6 +44,8 @@ class StreamingAlgorithm(BaseAlgorithm, LightningFabricMixin):
     """
 
     _config_mapping = BaseAlgorithm._config_mapping | {"model_save_path": "model_save_path"}
+    memory_gb: float | None = None
+    """What the tensors being merged at once may take of memory; None: twice what the largest takes, 1 GiB at least."""
     title = "model merging"
     """What the progress bar and the model card call the method."""
 
@@ -55,6 +64,11 @@ class StreamingAlgorithm(BaseAlgorithm, LightningFabricMixin):
     def arrange(self, names: list[str]) -> list[str]:
         """The order to merge the tensors in; called once, when everything is checked and the merge begins."""
         return names
+
+    def bytes_to_merge(self, facts: TensorFacts, experts: int) -> int | None:
+        """What merging a tensor takes of memory beyond the tensors themselves, for a :meth:`merge` that may run in
+        several threads at once; None for one that may not."""
+        return None
 
     @abstractmethod
     def merge(self, name: str, base: tuple[str, Tensor] | None, experts: Mapping[str, Tensor]) -> Tensor:
@@ -90,21 +104,52 @@ class StreamingAlgorithm(BaseAlgorithm, LightningFabricMixin):
         reference = base or experts[0]
         names = self.arrange(names_to_merge(reference, experts if base else experts[1:]))
         LOG.info("merging %d tensors of %d models by %s", len(names), len(experts), self.title)
-        silent = None if self.fabric.is_global_zero else True  # None: shown on a terminal only
-        tensors = {
-            name: self._merge_one(name, reference, base, experts)
-            for name in tqdm(names, desc=self.title, unit="tensor", disable=silent)
-        }
+        tensors = self._merged_tensors(names, reference, base, experts)
         covered = {alias for name in names for alias in (name, *reference.ties.get(name, ()))}
         kept = {name: reference.load(name).cpu().clone() for name in reference.facts if name not in covered}
         return build_module(reference, {**kept, **tensors})
 
+    def _merged_tensors(
+        self, names: list[str], reference: OpenModel, base: OpenModel | None, experts: Sequence[OpenModel]
+    ) -> dict[str, Tensor]:
+        """Every tensor at its final place: several side by side where the method and the memory allow it."""
+        merged: dict[str, Tensor] = {}
+        silent = None if self.fabric.is_global_zero else True  # None: shown on a terminal only
+        with tqdm(total=len(names), desc=self.title, unit="tensor", disable=silent) as progress:
+
+            def begin(name: str) -> Callable[[], None]:
+                models = [*experts, base] if base else list(experts)
+                loaded = {model.name: model.load(name) for model in models}
+
+                def finish() -> None:
+                    merged[name] = self._merge_one(name, loaded, reference, base)
+                    progress.update()
+
+                return finish
+
+            needs = {name: self._bytes_needed(reference.describe(name), len(experts)) for name in names}
+            if any(need is None for need in needs.values()):
+                for name in names:
+                    begin(name)()
+            else:
+                jobs = [Job(need or 0, partial(begin, name)) for name, need in needs.items()]
+                run_jobs(self.fabric.device, jobs, self._memory(jobs))
+        return {name: merged[name] for name in names}
+
+    def _bytes_needed(self, facts: TensorFacts, experts: int) -> int | None:
+        own = self.bytes_to_merge(facts, experts)
+        return None if own is None else own + (experts + 1) * math.prod(facts.shape) * facts.dtype.itemsize
+
+    def _memory(self, jobs: Sequence[Job]) -> int:
+        """Bytes that the tensors being merged may take at once."""
+        if self.memory_gb is not None:
+            return int(self.memory_gb * 1e9)
+        return max(LEAST_MEMORY, 2 * max((job.memory for job in jobs), default=0))
+
     def _merge_one(
-        self, name: str, reference: OpenModel, base: OpenModel | None, experts: Sequence[OpenModel]
+        self, name: str, loaded: Mapping[str, Tensor], reference: OpenModel, base: OpenModel | None
     ) -> Tensor:
         """One tensor from the models' storage to its final place. Uses nothing that merging another tensor changes."""
-        models = [*experts, base] if base else list(experts)
-        loaded = {model.name: model.load(name) for model in models}
         if name.rpartition(".")[2] in _COUNTERS:
             return loaded[reference.name].cpu().clone()
         if not all(tensor.is_floating_point() for tensor in loaded.values()):

@@ -61,8 +61,23 @@ def test_missing_tensor(algorithm, lazy, altered):
 @pytest.mark.parametrize("lazy", [True, False])
 def test_tensor_of_another_shape_than_its_config_says(lazy, altered):
     pool = altered(lambda tensors: tensors.update({NAME: torch.zeros(7, 5)}), lazy=lazy)
-    with pytest.raises(ThreeHError, match="model 'beta'"):
+    message = rf"'{NAME}' of model 'beta' is \[7, 5\] in .* but \[32, 48\] by .*config\.json"
+    with pytest.raises(TensorError, match=message):
         TSVM().run(pool)
+
+
+@pytest.mark.parametrize("lazy", [True, False])
+@pytest.mark.parametrize("algorithm", [TSVM, ties])
+def test_vocabulary_that_only_the_weights_know_of(algorithm, lazy, altered, tmp_path: Path):
+    resized = {name: torch.zeros(400, 32) for name in ("model.embed_tokens.weight", "lm_head.weight")}
+    pool = altered(lambda tensors: tensors.update(resized), lazy=lazy)
+    with pytest.raises(
+        TensorError, match=r"tensor '\S+weight' \(and 1 more\) of model 'beta' is \[400, 32\] .*\[384, 32\]"
+    ) as caught:
+        algorithm(model_save_path=str(tmp_path / "merged")).run(pool)
+    assert "vocab_size" in str(caught.value), "nothing says what to do"
+    assert "ignore_mismatched_sizes" not in str(caught.value), "transformers' words"
+    assert not (tmp_path / "merged").exists()
 
 
 @pytest.mark.parametrize("lazy", [True, False])
@@ -70,7 +85,7 @@ def test_file_that_was_cut_off(lazy, altered):
     pool = altered(lambda tensors: None, lazy=lazy)
     file = Path(pool.get_model_path("beta")) / "model.safetensors"
     file.write_bytes(file.read_bytes()[:5000])
-    with pytest.raises(ModelError, match="model 'beta' of the pool cannot be loaded"):
+    with pytest.raises(ModelError, match=r"model 'beta' of the pool cannot be loaded: \S+/model\S+: truncated"):
         TSVM().run(pool)
 
 
