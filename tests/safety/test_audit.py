@@ -112,3 +112,34 @@ def test_bad_options(arguments: tuple[str, ...], message: str, trained: Trained)
 def test_missing_model() -> None:
     status, output = audit("/nowhere/model", "--data", "x.jsonl")
     assert status == 1 and "there is no model at /nowhere/model" in output
+
+
+def test_a_name_that_is_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    status, output = audit("nothere", "--data", "x.jsonl")
+    assert status == 1 and "there is no model folder nothere (looked for in " in output and "HF_HUB_OFFLINE" in output
+    # The library itself stays offline, as it was when it was imported, so that asking the hub fails here.
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    status, output = audit("nothere", "--data", "x.jsonl")
+    assert status == 1 and "there is no model folder nothere" in output and "the hub cannot be asked" in output
+    assert len(output.splitlines()) == 1 and "http" not in output
+
+
+@pytest.mark.parametrize("command", [("audit",), ("search", "-o", "found.yml")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"", "the config is empty"),
+        (b"just words\n", ":1: not a config of mergekit-yaml: expected a mapping"),
+        (b"merge_method: ties\nmodels: 3\n", ":2: not a config of mergekit-yaml: models: got 3"),
+        (b"merge_method: [\n", "not readable as YAML"),
+        (b"\xff\xfe\n", "no UTF-8 text"),
+        (b"merge_method: ties\n---\nmerge_method: ties\n", "holds 2 merges"),
+        (b"merge_method: ties\nmodels: [{model: a.safetensors}]\n", "cannot merge single weight files"),
+    ],
+)
+def test_no_usable_config(text: bytes, message: str, command: tuple[str, ...], absolute: Path) -> None:
+    config = absolute / "config.yml"
+    config.write_bytes(text)
+    result = CliRunner().invoke(main, [command[0], str(config), *command[1:]])
+    assert result.exit_code == 1 and message in result.output, result.output
+    assert len(result.output.splitlines()) == 1 and "pydantic" not in result.output

@@ -7,17 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from mergekit import merge_methods
 from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
 from mergekit.merge_methods import MergeMethod, registered_methods
-from pydantic import ValidationError
 
 from mergekit_3h.errors import ModelError, OptionError
-from mergekit_3h.inspection.models import locate
+from mergekit_3h.inspection.models import hub_is_offline, locate
 from mergekit_3h.methods.lint.findings import did_you_mean
 from mergekit_3h.methods.lint.places import Place, parameter_places
+from mergekit_3h.methods.lint.source import read_documents
 from mergekit_3h.options import METHODS, TSVMOptions, parse_options
 from mergekit_3h.search.combinations import require_plain, require_searchable
 from mergekit_3h.search.options import LINEAR_COMBINATIONS, SearchOptions
@@ -86,24 +85,63 @@ class Request:
 def read_config(path: Path) -> MergeConfiguration:
     """The mergekit config in a file."""
     try:
-        return MergeConfiguration.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, ValidationError, RuntimeError, UnicodeDecodeError) as error:
+        documents = read_documents(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        raise OptionError(f"{path}: not a config of mergekit-yaml: it is no UTF-8 text") from None
+    if len(documents) > 1:
+        raise OptionError(f"{path}: holds {len(documents)} merges; expected one, so give each a file of its own")
+    document = documents[0]
+    if document.config is None:
+        finding = document.located(next(finding for finding in document.findings if finding.severity == "error"))
+        line = f":{finding.line}" if finding.line else ""
+        where = f" {finding.where}:" if finding.where else ""
         raise OptionError(
-            f"{path}: not a config of mergekit-yaml ({error}); `mergekit-3h check {path}` says more"
-        ) from None
+            f"{path}{line}: not a config of mergekit-yaml:{where} {finding.message}; `mergekit-3h check {path}` says "
+            "more"
+        )
+    _require_whole_models(document.config)
+    return document.config
+
+
+def _require_whole_models(config: Any) -> None:
+    if not isinstance(config, MergeConfiguration):
+        raise ModelError(
+            "safety_merge evaluates whole language models, so it cannot merge single weight files; give mergekit-yaml "
+            "the models' folders"
+        )
 
 
 def folder_of(model: ModelReference, cache: str | None, lora_cache: str | None, trust_remote_code: bool) -> Path:
     """Where a model is; an adapter is merged first, and a model of the hub is fetched."""
     for part in (model.model, *([model.lora] if model.lora else [])):
-        if locate(part.path, part.revision).status == "missing":
+        status = locate(part.path, part.revision).status
+        if status == "missing":
             raise ModelError(f"there is no model at {part.path} (looked for in {Path.cwd()})")
+        if status == "hub" and hub_is_offline():
+            raise ModelError(
+                f"{_no_folder(part.path)}, and the environment forbids to ask the hub (HF_HUB_OFFLINE); correct the "
+                "path, or fetch the model first"
+            )
     if model.lora and not lora_cache:
         raise ModelError(f"model {model}: merging its adapter needs a folder; pass --lora-merge-cache FOLDER")
     try:
         return Path(model.merged(lora_cache, trust_remote_code).local_path(cache))
     except Exception as error:
+        if locate(model.model.path, model.model.revision).status == "hub":
+            raise ModelError(f"{_no_folder(model.model.path)}, and {_hub_says(error)}") from error
         raise ModelError(f"model {model} cannot be opened: {type(error).__name__}: {error}") from error
+
+
+def _no_folder(path: str) -> str:
+    return f"there is no model folder {path} (looked for in {Path.cwd()}), none in the Hugging Face cache"
+
+
+def _hub_says(error: Exception) -> str:
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    if isinstance(error, RepositoryNotFoundError):
+        return "the hub has no model of that name that you have access to"
+    return f"the hub cannot be asked ({type(error).__name__})"
 
 
 def read_request(config: Any, overrides: Mapping[str, Any] | None = None) -> Request:
@@ -111,11 +149,7 @@ def read_request(config: Any, overrides: Mapping[str, Any] | None = None) -> Req
 
     ``overrides`` are options that go before those of the config.
     """
-    if not isinstance(config, MergeConfiguration):
-        raise ModelError(
-            "safety_merge evaluates whole language models, so it cannot merge single weight files; give mergekit-yaml "
-            "the models' folders"
-        )
+    _require_whole_models(config)
     if config.base_model is None:
         raise ModelError("safety_merge needs a base model: add `base_model:` with the model the experts come from")
     raw = config.model_dump(mode="json", exclude_none=True)
