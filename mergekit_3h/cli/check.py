@@ -52,7 +52,8 @@ def _show(config: Path, report: Report, deep: bool) -> None:
             click.echo(f"{label} {_place(config, finding)}: {finding.message} [{finding.rule}]")
             if finding.advice:
                 click.echo(f"        -> {finding.advice}")
-    counts = [f"{len(report.of(severity))} {severity}s" for severity in _COLOURS if report.of(severity)]  # type: ignore[arg-type]
+    found = {severity: len(report.of(severity)) for severity in _COLOURS}  # type: ignore[arg-type]
+    counts = [f"{count} {severity}{'s' if count > 1 else ''}" for severity, count in found.items() if count]
     read = "config, headers and all weights" if deep else "config and headers (--deep reads the weights too)"
     click.echo(f"{config}: {', '.join(counts) or 'nothing found'}; read {read}")
     for estimate in report.estimates:

@@ -40,7 +40,9 @@ def test_errors_are_shown_with_their_place_and_advice(llamas: Workshop) -> None:
     assert done.exit_code == 1
     line = path.read_text().splitlines().index("  gama: 0.5") + 1
     assert f"{path}:{line} parameters.gama" in done.output and "did you mean 'gamma'?" in done.output
-    assert "1 errors" in done.output and "Estimate" not in done.output
+    assert ": 1 error; read" in done.output and "Estimate" not in done.output
+    path = llamas.write(llamas.config("rtsvm", parameters={"gama": 0.5, "lamda": 1.0}))
+    assert ": 2 errors; read" in run("check", str(path)).output
 
 
 def test_warnings_fail_only_when_strict(llamas: Workshop) -> None:
