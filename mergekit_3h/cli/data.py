@@ -16,12 +16,20 @@ _STEPS = {
     "questions": "Step 1: a generator writes questions that ought to be refused.",
     "answer": "Step 2: every model of the pool answers every question.",
     "label": "Step 3: a guard or judge gives its verdict on every answer.",
-    "domain": "Step 4: every expert writes questions of its domain and answers them.",
-    "build": "Step 5: the sets safety.jsonl and domain.jsonl from what the other steps made.",
+    "domain": "Step 4: experts write questions of their domain, and answers.",
+    "build": "Step 5: safety.jsonl and domain.jsonl from the other steps.",
 }
 
 
-@click.group(name="data")
+class _Group(click.Group):
+    """Wraps the commands' short texts where the terminal is narrow; click would cut them off."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, one.get_short_help_str(limit=1000)) for name, one in self.commands.items()])
+
+
+@click.group(name="data", cls=_Group)
 def command() -> None:
     """Make the safety and domain data that safety-aware merging needs.
 
@@ -62,7 +70,7 @@ def _run(config: Path, steps: tuple[str, ...] | None, retry_failed: bool, quiet:
         raise click.exceptions.Exit(BEYOND_LIMITS)
 
 
-@command.command()
+@command.command(short_help="The whole pipeline: all five steps.")
 @_pipeline_command
 def run(config: Path, retry_failed: bool, quiet: bool, verbose: bool) -> None:
     """The whole pipeline: questions, answers, verdicts, domain data, and the two sets.
@@ -84,7 +92,7 @@ for _name, _text in _STEPS.items():
     _add_step(_name, _text)
 
 
-@command.command()
+@command.command(short_help="Counts, and the refusal rate of every model.")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--chart", type=click.Path(path_type=Path), help="Save a bar chart of the refusal rates here (.png, .svg)."
@@ -124,7 +132,7 @@ def prompts(name: str | None, folder: Path | None) -> None:
         click.echo(f"{known}  ({folder})" if is_own else known)
 
 
-@command.command(name="import")
+@command.command(name="import", short_help="Records from published data sets, or from any table.")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="JSONL file to write (.gz packs).")
 @click.option("--format", "format_name", default="auto", show_default=True, help="Known format; auto goes by columns.")

@@ -71,6 +71,16 @@ def test_own_prompts_take_the_place_of_ours(tmp_path: Path) -> None:
     assert unknown.exit_code == 1 and "there is no prompt 'domain_question'" in unknown.output
 
 
+@pytest.mark.parametrize("width", [40, 80])
+def test_help_cuts_no_text_off(width: int) -> None:
+    text = CliRunner().invoke(main, ["data", "--help"], terminal_width=width).output
+    assert "..." not in text.replace("[ARGS]...", "")
+    listed = text.partition("Commands:\n")[2].splitlines()
+    assert {line.split()[0] for line in listed} >= {"run", "stats", "import"} and max(map(len, listed)) <= width
+    if width == 80:
+        assert all(line[2] != " " for line in listed), "a text does not fit its line"
+
+
 def test_stats_show_counts_and_refusal_rates(labelled: Path, tmp_path: Path) -> None:
     chart = tmp_path / "rates.png"
     shown = data("stats", labelled, "--chart", chart)
