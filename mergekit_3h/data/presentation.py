@@ -45,6 +45,8 @@ def save_bar_chart(statistics: Statistics, path: str | Path) -> None:
     known = figure.canvas.get_supported_filetypes()
     if Path(path).suffix[1:].lower() not in known:
         raise DataError(f"{path}: no format of a chart; expected the name to end in .{', .'.join(sorted(known))}")
+    if not statistics.records:
+        raise DataError(f"{path}: not written, for there is nothing to draw: the files hold no records")
     axes = figure.add_subplot()
     rated = [rate for rate in statistics.rates if rate.refusal_rate is not None]
     if rated:

@@ -91,6 +91,13 @@ def test_stats_show_counts_and_refusal_rates(labelled: Path, tmp_path: Path) -> 
     assert chart.read_bytes().startswith(b"\x89PNG") and chart.stat().st_size > 5000
 
 
+def test_a_chart_of_nothing_is_not_drawn(tmp_path: Path) -> None:
+    empty, chart = jsonl(tmp_path / "empty.jsonl", []), tmp_path / "rates.png"
+    done = data("stats", empty, "--chart", chart)
+    assert done.exit_code == 1 and "nothing to draw" in done.output and not chart.exists()
+    assert data("stats", empty).exit_code == 0
+
+
 def test_stats_of_a_bad_file_name_the_line(labelled: Path) -> None:
     labelled.write_text(labelled.read_text() + '{"prompt": "a", "set": "safty"}\n')
     bad = data("stats", labelled)
