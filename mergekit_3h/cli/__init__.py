@@ -13,7 +13,7 @@ _COMMANDS = {
     "audit": "losses and refusals of every model on the data, before they are merged",
     "bench": "time, accuracy and memory of the kernels on this machine, beside other implementations",
     "check": "lint a mergekit config before hours are spent on it",
-    "data": "make, import and look at the safety and domain data for safety-aware merging",
+    "data": "make, import, divide and look at the safety and domain data for safety-aware merging",
     "doctor": "which hosts and devices are there, and does each host see the methods",
     "search": "find merge weights by safety and domain data, and write a config that merges with them",
 }

@@ -1,4 +1,4 @@
-"""``mergekit-3h data``: make, import, look at safety and domain data."""
+"""``mergekit-3h data``: make, import, divide, look at safety and domain data."""
 
 from __future__ import annotations
 
@@ -172,7 +172,70 @@ def import_files(
         click.echo(f"{one.path}: {one.summary()}")
     if result:
         click.echo(f"duplicates left out: {result.counts()['exact']} exact, {result.counts()['near']} near")
-    click.echo(f"{output}: {written} records")
+    click.echo(f"{output}: {_counted(written)}")
+
+
+@command.command(short_help="Parts of records, as train, validation and test.")
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder for a JSONL file a part.")
+@click.option(
+    "--shares",
+    default="train=0.8,validation=0.1,test=0.1",
+    show_default=True,
+    metavar="NAME=SHARE,...",
+    help="Parts, and how much of the records each gets.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Another seed divides otherwise.")
+@click.option(
+    "--by",
+    type=click.Choice(["hash", "exact"]),
+    default="hash",
+    show_default=True,
+    help="hash: a record's part follows from its id, the shares are met on average. exact: they are met in every set "
+    "and category.",
+)
+@click.option(
+    "--near",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.8,
+    show_default=True,
+    help="Prompts at least so similar stay in one part.",
+)
+@click.option("--skip-invalid", is_flag=True, help="Leave bad lines out instead of stopping at them.")
+@click.option("--force", is_flag=True, help="Replace parts that are there.")
+def split(
+    files: tuple[Path, ...],
+    output: Path,
+    shares: str,
+    seed: int,
+    by: Any,
+    near: float,
+    skip_invalid: bool,
+    force: bool,
+) -> None:
+    """Divide the records of FILES into parts, the same way every time.
+
+    No question is in two parts: records with the same prompt stay together, so do conversations that open with the same
+    question, and near duplicates.
+    """
+    from mergekit_3h.data.reading import read_records
+    from mergekit_3h.data.records import DataError
+    from mergekit_3h.data.split_files import parse_shares, part_files, write_parts
+    from mergekit_3h.data.splits import split
+
+    wanted = parse_shares(shares)
+    places = part_files(output, wanted, files, replace=force)
+    records = [record for file in files for record in read_records(file, skip_invalid)]
+    if not records:
+        raise DataError(f"{', '.join(map(str, files))}: no records, so there is nothing to divide")
+    parts = split(records, wanted, seed, by, near_duplicates=near)
+    write_parts(parts, places)
+    for name, place in places.items():
+        click.echo(f"{place}: {_counted(len(parts[name]))}, {len(parts[name]) / len(records):.1%}")
+
+
+def _counted(records: int) -> str:
+    return f"{records} record{'' if records == 1 else 's'}"
 
 
 def _mapping(columns: tuple[str, ...]) -> dict[str, str] | None:

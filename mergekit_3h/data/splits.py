@@ -10,6 +10,7 @@ from typing import Literal
 
 from mergekit_3h.data.records import DataError, Record
 from mergekit_3h.data.similarity import SimilarTexts
+from mergekit_3h.data.text import normalised_text
 
 log = logging.getLogger(__name__)
 
@@ -29,10 +30,11 @@ def split(
 
     ``by="hash"`` places a record by its id and the seed alone: records added later move no others, and the shares
     are met on average. ``by="exact"`` meets the shares as closely as whole records allow, in every stratum (the
-    values of ``stratify``). Records with the same prompt always share a part; with ``near_duplicates`` so do those
-    at least that similar, also along a chain of similar ones.
+    values of ``stratify``). Records with the same prompt always share a part, and so do conversations that open with
+    the same question (one may be the other's beginning); with ``near_duplicates`` those at least that similar do, too,
+    also along a chain of similar ones.
     """
-    _check(shares)
+    require_shares(shares)
     groups = _groups(records, near_duplicates)
     place = _by_hash(groups, shares, seed) if by == "hash" else _by_quota(groups, shares, seed, stratify)
     parts: dict[str, list[Record]] = {name: [] for name in shares}
@@ -44,7 +46,8 @@ def split(
     return parts
 
 
-def _check(shares: Mapping[str, float]) -> None:
+def require_shares(shares: Mapping[str, float]) -> None:
+    """Raise unless every share is positive and together they are the whole."""
     total = sum(shares.values())
     if not shares or min(shares.values()) <= 0 or abs(total - 1.0) > 1e-6:
         given = ", ".join(f"{name}: {share:g}" for name, share in shares.items()) or "no parts"
@@ -73,8 +76,10 @@ def _groups(records: Sequence[Record], threshold: float | None) -> _Groups:
         return place
 
     first: dict[str, int] = {}
+    opened: dict[str, int] = {}
     for place, record in enumerate(records):
         parent[place] = first.setdefault(record.normalised, place)
+        parent[root_of(place)] = root_of(opened.setdefault(_opening(record), place))
     if threshold is not None:
         distinct = list(first.values())
         index = SimilarTexts(list(first), threshold)
@@ -83,6 +88,11 @@ def _groups(records: Sequence[Record], threshold: float | None) -> _Groups:
                 parent[root_of(place)] = root_of(distinct[other])
             index.add(position)
     return _Groups(records, [root_of(place) for place in range(len(records))])
+
+
+def _opening(record: Record) -> str:
+    """What the user asks first."""
+    return normalised_text(next(turn["content"] for turn in record.chat() if turn["role"] == "user"))
 
 
 def _by_hash(groups: _Groups, shares: Mapping[str, float], seed: int) -> list[str]:

@@ -94,6 +94,30 @@ def test_the_same_prompt_is_never_on_both_sides(by: Assignment) -> None:
 
 
 @pytest.mark.parametrize("by", EVERY_WAY)
+def test_a_conversation_and_its_beginning_are_never_on_both_sides(by: Assignment) -> None:
+    openings = [f"Is number {number} blue?" for number in range(40)]
+    longer = [
+        [
+            {"role": "system", "content": f"You are {opening}"},
+            {"role": "user", "content": opening},
+            {"role": "assistant", "content": "No."},
+            {"role": "user", "content": f"Why not, {turn}?"},
+        ]
+        for opening in openings
+        for turn in range(2)
+    ]
+    given = [Record(prompt=opening.upper(), set="domain") for opening in openings]
+    given += [Record.model_validate({"messages": turns, "set": "domain"}) for turns in longer]
+    parts = split(given, {"a": 0.5, "b": 0.5}, by=by)
+    asked_first = [
+        {next(turn["content"] for turn in record.chat() if turn["role"] == "user").lower() for record in part}
+        for part in parts.values()
+    ]
+    assert not asked_first[0] & asked_first[1]
+    assert min(len(part) for part in parts.values()) > 30
+
+
+@pytest.mark.parametrize("by", EVERY_WAY)
 def test_near_duplicates_never_straddle_even_along_a_chain(by: Assignment) -> None:
     text = "why should the walls of this old house be painted in a light blue"
     words = ["green", "red", "white", "black", "pale", "dark", "warm", "cold", "deep", "soft", "bright", "matte"]
