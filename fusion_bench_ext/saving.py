@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from fusion_bench.modelpool.base_pool import BaseModelPool
@@ -56,11 +57,21 @@ class Destination:
 
     def _require_writable(self) -> None:
         path = self._path
-        if isinstance(self._pool, CausalLMPool) and path.exists() and not path.is_dir():
-            raise OptionError(f"model_save_path: {path} is a file, expected a folder or a path that does not exist yet")
-        present = next(folder for folder in path.parents if folder.exists())
-        if not present.is_dir() or not os.access(present, os.W_OK):
-            raise OptionError(f"model_save_path: cannot write {path}, because {present} is not a folder to write to")
+        is_folder = type(self._pool).save_model is not BaseModelPool.save_model
+        # os.path.exists, unlike that of Path, is False for what a folder without permission hides.
+        place = next(there for there in (path, *path.parents) if os.path.exists(there))
+        if place == path and path.is_dir() != is_folder:
+            got, expected = ("a file", "a folder") if is_folder else ("a folder", "a file")
+            raise OptionError(
+                f"model_save_path: {path} is {got}, expected {expected} or a path that does not exist yet"
+            )
+        kind = "folder" if place != path or is_folder else "file"
+        reason = _why_not_writable(place, kind)
+        if reason is not None:
+            raise OptionError(
+                f"model_save_path: cannot write {path}, because {place} is not a {kind} to write to ({reason}); "
+                "name another path"
+            )
 
     def _load_tokenizer(self) -> Any:
         """Now, because one that cannot be loaded would cost the whole merge when it is saved."""
@@ -73,3 +84,12 @@ class Destination:
             return self._pool.load_tokenizer()
         except Exception as error:
             raise ModelError(f"the tokenizer of the pool cannot be loaded: {type(error).__name__}: {error}") from error
+
+
+def _why_not_writable(place: Path, kind: str) -> str | None:
+    """Found out by writing, without a trace: permission bits do not tell of read-only, full or virtual file systems."""
+    try:
+        with place.open("r+b") if kind == "file" else TemporaryFile(dir=place):
+            return None if os.access(place, os.W_OK) else "permission denied"
+    except OSError as error:
+        return (error.strerror or str(error)).lower()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -191,13 +192,51 @@ def test_weights_that_do_not_fit_the_pool_are_refused_before_loading(weight, mes
         TSVM(weight=weight).run(CausalLMPool(nowhere, tokenizer=None))
 
 
+@pytest.fixture
+def nowhere() -> CausalLMPool:
+    """A pool whose models cannot be loaded: any error about something else came before."""
+    return CausalLMPool({"_pretrained_": "/nowhere/base", "alpha": "/nowhere/alpha"}, tokenizer=None)
+
+
 @pytest.mark.parametrize(("path", "message"), [("file", "is a file"), ("file/below", "not a folder to write to")])
-def test_save_path_is_checked_before_loading(path, message, tmp_path: Path):
+def test_save_path_is_checked_before_loading(path, message, nowhere, tmp_path: Path):
     (tmp_path / "file").write_text("precious")
-    pool = CausalLMPool({"_pretrained_": "/nowhere/base", "alpha": "/nowhere/alpha"}, tokenizer=None)
     with pytest.raises(OptionError, match=f"model_save_path: .*{message}"):
-        TSVM(model_save_path=str(tmp_path / path)).run(pool)
+        TSVM(model_save_path=str(tmp_path / path)).run(nowhere)
     assert (tmp_path / "file").read_text() == "precious"
+
+
+@pytest.mark.parametrize("path", ["", "merged", "deeper/merged"])
+def test_folder_without_permission_is_found_before_loading(path, nowhere, tmp_path: Path):
+    folder = tmp_path / "read-only"
+    folder.mkdir(mode=0o500)
+    if os.access(folder, os.W_OK):
+        pytest.skip("this user may write anywhere")
+    with pytest.raises(OptionError, match=r"read-only is not a folder to write to \(permission denied\)"):
+        TSVM(model_save_path=str(folder / path)).run(nowhere)
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a file system that nobody can write to")
+@pytest.mark.parametrize("path", ["/proc", "/proc/merged", "/proc/deeper/merged"])
+def test_file_system_that_not_even_root_can_write_to(path, nowhere):
+    with pytest.raises(OptionError, match=r"model_save_path: .* because /proc is not a folder to write to"):
+        TSVM(model_save_path=path).run(nowhere)
+
+
+def test_a_pool_that_saves_a_file_is_given_no_folder(tmp_path: Path):
+    pool = BaseModelPool({name: nn.Linear(8, 8) for name in ("_pretrained_", "a")})
+    with pytest.raises(OptionError, match="is a folder, expected a file"):
+        TSVM(model_save_path=str(tmp_path)).run(pool)
+    (tmp_path / "merged.pt").write_bytes(b"an earlier one")
+    TSVM(model_save_path=str(tmp_path / "merged.pt")).run(pool)
+    assert torch.load(tmp_path / "merged.pt").keys() == {"weight", "bias"}
+
+
+def test_checking_the_save_path_leaves_nothing(nowhere, tmp_path: Path):
+    for path in (tmp_path, tmp_path / "merged"):
+        with pytest.raises(ModelError, match="cannot be loaded"):
+            TSVM(model_save_path=str(path)).run(nowhere)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_tokenizer_is_loaded_before_the_merge(tmp_path: Path):
@@ -220,3 +259,9 @@ def test_quantised_weights():
     models["small"].weight = nn.Parameter(models["small"].weight.detach().to(torch.float8_e4m3fn), requires_grad=False)
     with pytest.raises(TensorError, match="tensor 'weight' of model 'small' is quantised"):
         TSVM().run(BaseModelPool(models))
+
+
+@pytest.mark.parametrize("value", [0, -1.5, "much", True])
+def test_memory_that_is_no_size(value):
+    with pytest.raises(OptionError, match=rf"'memory_gb': got {value!r}; expected a number of gigabytes"):
+        TSVM(memory_gb=value)
