@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import reduce
+from functools import partial, reduce
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,8 +14,10 @@ import torch
 from mergekit_3h.errors import TensorError
 from mergekit_3h.kernels.assembly import Report, components, merge
 from mergekit_3h.kernels.devices import computing_device
+from mergekit_3h.kernels.memory import working_bytes
 from mergekit_3h.kernels.tasks import TaskMatrices
 from mergekit_3h.kernels.whole_tensors import is_finite, mean_share, mean_update
+from mergekit_3h.kernels.workers import Job, run_jobs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +30,10 @@ LOG = logging.getLogger(__name__)
 SMALLEST_FUSED_SIDE = 8
 """A three-dimensional tensor whose matrices are smaller than this is a convolution, not fused experts. A heuristic: the
 fused experts of Mixtral, Qwen-MoE, Llama-4 and gpt-oss are hundreds wide, convolution kernels 1 to 7."""
+
+
+FUSED_SHARE = 0.5
+"""Fused experts are merged side by side as far as half the memory of the tensor's own inputs has room for them."""
 
 
 @torch.no_grad()
@@ -47,27 +53,45 @@ def merge_tensor(
     is rounded once, after the base was added.
     """
     require_mergeable(name, {base_label: base, **experts})
-    if base.numel() == 0:
-        return base.clone()
     tensors, factors = list(experts.values()), [weights[label] for label in experts]
-    if merges_as_matrices(name, base, options):
-        update = _merged_matrices(name, base, tensors, factors, options.settings())
-    else:
-        update = mean_update(tensors, base, factors)
     dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors), base.dtype)
+    if base.numel() == 0:
+        return base.to(dtype, copy=True)
+    if not merges_as_matrices(name, base, options):
+        return _added(base, mean_update(tensors, base, factors), options, dtype)
+    if base.ndim == 2:
+        return _added(base, _merged_matrix(name, base, tensors, factors, options.settings()), options, dtype)
+    result = torch.empty(base.shape, dtype=dtype, device=base.device)
+
+    def merge_layer(i: int) -> None:
+        layer = [tensor[i] for tensor in tensors]
+        update = _merged_matrix(f"{name}[{i}]", base[i], layer, factors, options.settings())
+        result[i] = _added(base[i], update, options, dtype)
+
+    need = matrix_bytes(base.shape, len(tensors), options)
+    jobs = [Job(need, partial(partial, merge_layer, i)) for i in range(base.shape[0])]
+    inputs = (len(tensors) + 1) * base.numel() * base.element_size()
+    run_jobs(computing_device(base.device), jobs, int(FUSED_SHARE * inputs))
+    return result
+
+
+def matrix_bytes(shape: Sequence[int], experts: int, options: TSVMOptions) -> int:
+    """What merging one matrix takes at most beyond its inputs, its result included."""
+    rows, columns = shape[-2:]
+    is_shared = options.settings().rank_budget == "shared"
+    return working_bytes(rows, columns, min(rows, columns) * (1 if is_shared else experts))
+
+
+def _added(base: Tensor, update: Tensor, options: TSVMOptions, dtype: torch.dtype) -> Tensor:
     return update.mul_(options.lambda_).add_(base).to(dtype)
 
 
-def _merged_matrices(
-    name: str, base: Tensor, experts: list[Tensor], factors: list[float], settings: Settings
-) -> Tensor:
+def _merged_matrix(name: str, base: Tensor, experts: list[Tensor], factors: list[float], settings: Settings) -> Tensor:
     device = computing_device(base.device)
-    updates: list[Tensor] = []
-    for matrix, tasks in _layers(name, base.to(device), [expert.to(device) for expert in experts]):
-        update, report = merge(tasks, factors, settings)
-        _log(matrix, report)
-        updates.append(update.to(base.device))
-    return updates[0] if base.ndim == 2 else torch.stack(updates)
+    tasks = TaskMatrices([expert.to(device) for expert in experts], base.to(device))
+    update, report = merge(tasks, factors, settings)
+    _log(name, report)
+    return update.to(base.device)
 
 
 @dataclass(frozen=True)
@@ -101,20 +125,12 @@ def tensor_components(
         shares = [Component([], whole=options.lambda_ * mean_share(tensor, base, len(tensors))) for tensor in tensors]
         return dict(zip(experts, shares, strict=True))
     settings = options.settings()
-    layers = [components(tasks, settings) for _, tasks in _layers(name, base, tensors)]
+    matrices = zip(base, *tensors, strict=True) if base.ndim == 3 else [(base, *tensors)]
+    layers = [components(TaskMatrices(layer, layer_base), settings) for layer_base, *layer in matrices]
     return {
         label: Component([(options.lambda_ * layer[i][0], layer[i][1]) for layer in layers], is_stack=base.ndim == 3)
         for i, label in enumerate(experts)
     }
-
-
-def _layers(name: str, base: Tensor, experts: list[Tensor]) -> Iterator[tuple[str, TaskMatrices]]:
-    """The matrices of a tensor, each with the name that logs use."""
-    if base.ndim == 2:
-        yield name, TaskMatrices(experts, base)
-        return
-    for i in range(base.shape[0]):
-        yield f"{name}[{i}]", TaskMatrices([expert[i] for expert in experts], base[i])
 
 
 def merges_as_matrices(name: str, tensor: Tensor, options: TSVMOptions) -> bool:

@@ -31,10 +31,6 @@ _COUNTERS = ("num_batches_tracked",)
 """Batch norm's count of training steps: it differs between any two trainings and means nothing after them."""
 
 
-LEAST_MEMORY = 1 << 30
-"""Bytes that the tensors being merged side by side may take, however small the model is."""
-
-
 class StreamingAlgorithm(BaseAlgorithm, LightningFabricMixin):
     """Takes one tensor of all models at a time, merges it on fabric's device and keeps it in the checkpoint's dtype.
 
@@ -133,18 +129,12 @@ class StreamingAlgorithm(BaseAlgorithm, LightningFabricMixin):
                     begin(name)()
             else:
                 jobs = [Job(need or 0, partial(begin, name)) for name, need in needs.items()]
-                run_jobs(self.fabric.device, jobs, self._memory(jobs))
+                run_jobs(self.fabric.device, jobs, None if self.memory_gb is None else int(self.memory_gb * 1e9))
         return {name: merged[name] for name in names}
 
     def _bytes_needed(self, facts: TensorFacts, experts: int) -> int | None:
         own = self.bytes_to_merge(facts, experts)
         return None if own is None else own + (experts + 1) * math.prod(facts.shape) * facts.dtype.itemsize
-
-    def _memory(self, jobs: Sequence[Job]) -> int:
-        """Bytes that the tensors being merged may take at once."""
-        if self.memory_gb is not None:
-            return int(self.memory_gb * 1e9)
-        return max(LEAST_MEMORY, 2 * max((job.memory for job in jobs), default=0))
 
     def _merge_one(
         self, name: str, loaded: Mapping[str, Tensor], reference: OpenModel, base: OpenModel | None

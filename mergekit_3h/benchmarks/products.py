@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import combinations
 
-from mergekit_3h.kernels.factors import STORED_ASPECT
-from mergekit_3h.kernels.spectra import TILE
-from mergekit_3h.kernels.workers import spans
+import torch
+
+from mergekit_3h.kernels.memory import STORED_ASPECT
+from mergekit_3h.kernels.spectra import tiles
 
 
 def product_flops(shape: tuple[int, int], ranks: Sequence[int]) -> int:
@@ -33,7 +34,7 @@ def product_flops(shape: tuple[int, int], ranks: Sequence[int]) -> int:
 
 def _upper_tiles(size: int) -> int:
     """Entries on and above the diagonal of a Gram matrix, in whole tiles."""
-    return sum((tile.stop - tile.start) * (size - tile.start) for tile in spans(size, TILE))
+    return sum((tile.stop - tile.start) * (size - tile.start) for tile in tiles(torch.device("cpu"), size))
 
 
 def _inverse_sqrt(ranks: Sequence[int], side: int, is_wide: bool) -> int:

@@ -10,13 +10,14 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
+from mergekit_3h.kernels.memory import STORED_ASPECT
 from mergekit_3h.kernels.polar import inverse_sqrt, inverse_sqrt_of_two_blocks
-from mergekit_3h.kernels.spectra import TILE, Spectrum
+from mergekit_3h.kernels.spectra import Spectrum, tiles
 from mergekit_3h.kernels.tasks import TaskMatrices
 from mergekit_3h.kernels.workers import run_all, spans
 
-STORED_ASPECT = 3
-"""U is stored where the matrix is at most this many times taller than wide, and made twice where it is taller."""
+PANEL_ROWS = 1024
+"""Rows of U, at least, that go into its Gram matrix at once."""
 
 
 class PolarFactors:
@@ -74,7 +75,7 @@ class PolarFactors:
             def fill_columns(columns: slice) -> None:
                 tall[:, columns] = (self._left_whitener @ (panel @ inner[:, columns])).to(tasks.result_dtype)
 
-            self._run([partial(fill_columns, columns) for columns in spans(tasks.columns, TILE)])
+            self._run([partial(fill_columns, columns) for columns in self._tiles(tasks.columns)])
             return result
 
         def fill(rows: slice) -> None:
@@ -96,7 +97,7 @@ class PolarFactors:
                 part = self._left_whitener @ part
             result[:, columns] = part.div_(self._norms[:, None])
 
-        self._run([partial(fill, columns) for columns in spans(self.tasks.columns, TILE)])
+        self._run([partial(fill, columns) for columns in self._tiles(self.tasks.columns)])
         return result
 
     def share(self, i: int) -> tuple[Tensor, Tensor]:
@@ -176,14 +177,13 @@ class PolarFactors:
             whole /= self._norms
             return self._outer_gram(whole)
         gram = self.right.new_zeros(self.width, self.width)
-        tiles = spans(self.width, TILE)
-        for rows in spans(self.tasks.rows, max(self.tasks.columns, 4 * TILE)):
+        for rows in spans(self.tasks.rows, max(self.tasks.columns, PANEL_ROWS)):
             panel = self._stored if self._stored is not None else self._left_panel(rows)
 
             def add(tile: slice, panel: Tensor = panel) -> None:
                 gram[tile, tile.start :].addmm_(panel[:, tile].T, panel[:, tile.start :])
 
-            self._run([partial(add, tile) for tile in tiles])
+            self._run([partial(add, tile) for tile in self._tiles(self.width)])
             if self._stored is not None:
                 break
         self._norms = gram.diagonal().sqrt()
@@ -211,8 +211,11 @@ class PolarFactors:
         def fill(rows: slice) -> None:
             torch.matmul(wide[rows], wide.T, out=gram[rows])
 
-        self._run([partial(fill, rows) for rows in spans(wide.shape[0], TILE)])
+        self._run([partial(fill, rows) for rows in self._tiles(wide.shape[0])])
         return gram
+
+    def _tiles(self, length: int) -> list[slice]:
+        return tiles(self.tasks.device, length)
 
     def _run(self, pieces: Sequence[Callable[[], None]]) -> None:
         run_all(self.tasks.device, pieces)

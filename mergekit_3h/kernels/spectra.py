@@ -16,8 +16,11 @@ from mergekit_3h.kernels.dense import eigh_in_place
 from mergekit_3h.kernels.tasks import TaskMatrices
 from mergekit_3h.kernels.workers import spans
 
-TILE = 256
+TILE = 128
 """Columns of a tile of a Gram matrix; only tiles on and above the diagonal are computed."""
+
+TILE_ON_DEVICE = 1024
+"""The same on a GPU, which needs larger products to be busy."""
 
 RankFunction = Callable[[Tensor, float], int]
 """Descending singular values and the sum of all their squares -> how many of them to keep."""
@@ -56,5 +59,9 @@ def exact_spectrum(tasks: TaskMatrices, i: int, rank_rule: RankFunction, method:
 
 def add_gram(gram: Tensor, block: Tensor) -> None:
     """Add the upper tiles of block^T block to ``gram``."""
-    for tile in spans(gram.shape[0], TILE):
+    for tile in tiles(gram.device, gram.shape[0]):
         gram[tile, tile.start :].addmm_(block[:, tile].T, block[:, tile.start :])
+
+
+def tiles(device: torch.device, columns: int) -> list[slice]:
+    return spans(columns, TILE if device.type == "cpu" else TILE_ON_DEVICE)

@@ -15,7 +15,9 @@ from click.testing import CliRunner, Result
 
 from mergekit_3h.cli import main
 
-PEERS = ["fusion-bench", "full-svd"] if find_spec("fusion_bench") else ["full-svd"]
+# An imported fusion_bench has no spec any more, for which find_spec raises.
+HAS_FUSION_BENCH = "fusion_bench" in sys.modules or find_spec("fusion_bench") is not None
+PEERS = ["fusion-bench", "full-svd"] if HAS_FUSION_BENCH else ["full-svd"]
 
 
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:

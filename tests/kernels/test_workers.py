@@ -1,13 +1,25 @@
-"""Pieces of work side by side: what the caller may rely on when one of them fails."""
+"""Pieces of work side by side: room in memory, and what the caller may rely on when one of them fails."""
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
-from mergekit_3h.kernels.workers import run_all
+from mergekit_3h.kernels.workers import LEAST_MEMORY, Job, run_all, run_jobs
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def two_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
 
 
 def test_an_error_is_raised_when_nothing_is_running_any_more() -> None:
@@ -21,11 +33,78 @@ def test_an_error_is_raised_when_nothing_is_running_any_more() -> None:
         time.sleep(0.2)
         finished.append(True)
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        with pytest.raises(MemoryError, match="too large"):
-            run_all(torch.device("cpu"), [fail, work])
-    finally:
-        torch.set_num_threads(threads)
+    with pytest.raises(MemoryError, match="too large"):
+        run_all(CPU, [fail, work])
     assert finished == [True]
+
+
+class Watch:
+    """Counts the memory of the jobs that run at once, and notes who runs them with how many threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._used = 0
+        self.most = 0
+        self.finished: list[str] = []
+        self.threads: dict[str, int] = {}
+
+    def job(self, name: str, memory: int, *, fails: bool = False) -> Job:
+        def piece() -> None:
+            time.sleep(0.02)  # long enough to overlap with another one
+            self._account(-memory)
+            if fails:
+                raise MemoryError(name)
+            self.finished.append(name)
+
+        def begin() -> Callable[[], None]:
+            assert threading.current_thread() is threading.main_thread()
+            self._account(memory)
+
+            def run() -> None:
+                self.threads[name] = torch.get_num_threads()
+                piece()
+
+            return run
+
+        return Job(memory, begin)
+
+    def _account(self, memory: int) -> None:
+        with self._lock:
+            self._used += memory
+            self.most = max(self.most, self._used)
+
+
+def test_jobs_side_by_side_stay_within_the_memory() -> None:
+    watch = Watch()
+    names = [str(i) for i in range(12)]
+    run_jobs(CPU, [watch.job(name, 3 + i % 3) for i, name in enumerate(names)], memory=10)
+    assert sorted(watch.finished) == sorted(names)
+    assert 5 < watch.most <= 10
+    assert set(watch.threads.values()) == {1}
+
+
+def test_a_job_too_large_to_share_runs_alone_with_all_threads() -> None:
+    watch = Watch()
+    run_jobs(CPU, [watch.job("small", 1), watch.job("large", 6), watch.job("other", 1)], memory=10)
+    assert watch.threads == {"small": 1, "large": 2, "other": 1}
+    assert watch.most == 6
+
+
+def test_fewer_jobs_than_threads_run_in_turn_with_all_threads() -> None:
+    watch = Watch()
+    run_jobs(CPU, [watch.job("only", 1)], memory=10)
+    assert watch.threads == {"only": 2}
+
+
+def test_without_a_number_two_of_the_largest_fit() -> None:
+    watch = Watch()
+    run_jobs(CPU, [watch.job(str(i), LEAST_MEMORY) for i in range(4)])
+    assert watch.most == 2 * LEAST_MEMORY
+
+
+def test_no_job_begins_after_one_has_failed_and_the_earliest_error_is_raised() -> None:
+    watch = Watch()
+    failing = [watch.job(f"fails {i}", 1, fails=True) for i in range(2)]
+    with pytest.raises(MemoryError, match="fails 0"):
+        run_jobs(CPU, [*failing, *(watch.job(str(i), 1) for i in range(20))], memory=100)
+    assert len(watch.finished) <= 2  # those that were under way

@@ -166,3 +166,18 @@ def test_the_pools_modules_are_not_changed():
     RTSVM().run(BaseModelPool(models))
     for name, model in models.items():
         assert differing(model.state_dict(), before[name].state_dict()) == []
+
+
+@pytest.mark.parametrize("memory_gb", [None, 1e-6])
+def test_tensors_side_by_side_have_the_bits_of_tensors_in_turn(memory_gb, llama):
+    """``memory_gb`` too small for any two tensors lets them run in turn, each with all threads."""
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = RTSVM().run(pool_of(llama, lazy=True)).state_dict()
+        torch.set_num_threads(3)
+        together = RTSVM(memory_gb=memory_gb).run(pool_of(llama, lazy=True)).state_dict()
+    finally:
+        torch.set_num_threads(threads)
+    assert list(together) == list(alone)
+    assert differing(together, alone) == []
