@@ -26,12 +26,14 @@ from mergekit_3h.benchmarks.literal import merge_literally, relative_error
 from mergekit_3h.benchmarks.memory import PeakMemory
 from mergekit_3h.benchmarks.problems import LORA_RANK, Problem, make_inputs, unrounded_updates
 from mergekit_3h.errors import ThreeHError
+from mergekit_3h.kernels.dense import eigh_in_place
 from mergekit_3h.kernels.memory import working_bytes
 from mergekit_3h.kernels.workers import Job as Matrix
 from mergekit_3h.kernels.workers import run_jobs
 
 GEMM_SIDE = {"cpu": 1024, "cuda": 8192}
 GEMM_RUNS = 3
+EIGH_RUNS = 2
 
 WARM_UP_SIDE = 384
 """Of the matrix that every contender merges first: large enough for BLAS to allocate all buffers that it keeps."""
@@ -106,6 +108,10 @@ class Contestant:
     def gemm_rate(self) -> float:
         """Floating-point operations per second of a float64 product with this job's threads, the best of some."""
         return self._ask("gemm_rate")
+
+    def eigh_seconds(self, side: int) -> float:
+        """Of a float64 eigendecomposition of a matrix of this size on one thread, the best of some."""
+        return self._ask("eigh_seconds", side)
 
     def errors(self, i: int, result: Path, facts: Facts) -> Errors:
         """Of a contender's result for the ``i``-th problem of the stream."""
@@ -257,6 +263,15 @@ class _Served:
         torch.mm(matrix, matrix, out=out)
         best = min(self._timed(lambda: torch.mm(matrix, matrix, out=out)) for _ in range(GEMM_RUNS))
         return 2 * side**3 / best
+
+    def eigh_seconds(self, side: int) -> float:
+        matrix = torch.randn(side, side, dtype=torch.float64, device=self.device)
+        gram = matrix @ matrix.T
+        torch.set_num_threads(1)
+        try:
+            return min(self._timed(lambda: eigh_in_place(gram.clone())) for _ in range(EIGH_RUNS))
+        finally:
+            torch.set_num_threads(self.job.threads)
 
     def _timed(self, work: Callable[[], object]) -> float:
         self._synchronize()

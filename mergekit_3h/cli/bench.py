@@ -47,6 +47,7 @@ _LARGEST_SENSIBLE_N = 1000
 @click.option("--budget", default="2m", show_default=True, help="Time for measuring, as 90s, 2m, 1h30m.")
 @click.option("--all-matrices", is_flag=True, help="All matrices of the model as one stream; compares whole passes.")
 @click.option("--memory-only", is_flag=True, help="One run of each: memory and a rough time, no rounds, no errors.")
+@click.option("--growth", is_flag=True, help="How our time grows with rows, columns and experts, beside its bounds.")
 @click.option("--end-to-end", is_flag=True, help="Whole mergekit-yaml runs of linear, tsvm and rtsvm instead.")
 @click.option("--parameters", help="Size of the random model for --end-to-end.  [default: 0.1b]")
 @click.option(
@@ -69,7 +70,10 @@ def command(json_file: Path | None, markdown: bool, device: str, threads: int | 
         raise click.BadParameter(f"the folder {json_file.parent} does not exist", param_hint="--json")
     given["recipe"] = Recipe(given.pop("method"), _options(given.pop("options")))
     given["recipe"].settings()  # an option that cannot be is an error before anything is measured
-    measure = _end_to_end if given.pop("end_to_end") else _kernels
+    whole_runs, growth = given.pop("end_to_end"), given.pop("growth")
+    if whole_runs and growth:
+        raise click.UsageError("give --growth or --end-to-end, not both")
+    measure = _end_to_end if whole_runs else _growth if growth else _kernels
     result, lines = measure(device=device, threads=threads or _cores(), markdown=markdown, **given)
     if json_file is not None:
         json_file.write_text(json.dumps(result, indent=2) + "\n")
@@ -103,6 +107,26 @@ def _kernels(
     )
     comparison = compare(plan, _say)
     return comparison.as_dict(), comparison_lines(comparison, markdown=markdown)
+
+
+def _growth(*, markdown: bool, **given: Any) -> tuple[dict[str, Any], list[str]]:
+    from mergekit_3h.benchmarks.budget import parse_budget
+    from mergekit_3h.benchmarks.growth import growth_lines, measure_growth
+    from mergekit_3h.benchmarks.plans import Plan
+
+    foreign = ("model", "shapes", "all_matrices", "memory_only", "parameters")
+    if any(given.pop(name) for name in foreign) or given.pop("peer") != "auto":
+        raise click.UsageError(
+            "--growth has matrices of its own and measures our kernel alone; leave out --model, --shape, --peer, "
+            "--all-matrices, --memory-only and --parameters"
+        )
+    recipe = given["recipe"]
+    if recipe.method != "tsvm" or recipe.options or given["update"] == "lora":
+        raise click.UsageError("--growth counts the products of tsvm on full ranks; leave out --method, --set and lora")
+    dtype, budget = given.pop("dtype") or "float32", parse_budget(given.pop("budget"))
+    plan = Plan(shapes=(), peers=(), dtype=dtype, budget=budget, as_one_stream=True, **given)
+    table = measure_growth(plan, _say)
+    return table.as_dict(), growth_lines(table, markdown=markdown)
 
 
 def _end_to_end(*, markdown: bool, **given: Any) -> tuple[dict[str, Any], list[str]]:

@@ -129,6 +129,20 @@ def test_one_stream_and_what_does_not_fit(tmp_path: Path) -> None:
     assert "ESTIMATE, 100 % of our time extrapolated" in done.stdout
 
 
+def test_growth(tmp_path: Path) -> None:
+    """The smallest cases; the others do not fit into the budget, and are named."""
+    file = tmp_path / "growth.json"
+    done = bench("--growth", "--budget", "3s", "--threads", "1", "--json", str(file))
+    result = json.loads(file.read_text())
+    first = result["cases"][0]
+    assert (first["rows"], first["columns"], first["experts"]) == (256, 256, 3)
+    # A merge performs its products and its decompositions, so it takes longer than either; a busy machine can
+    # disturb one of them, not turn it round.
+    assert first["seconds"] > first["eigh_seconds"] / 2 > 0 and first["seconds"] > first["product_seconds"] > 0
+    assert "time / both" in done.stdout
+    assert "2048x2048, n = 3" in done.stdout.partition("Left out")[2]
+
+
 def test_memory_only(tmp_path: Path) -> None:
     file = tmp_path / "memory.json"
     arguments = ("--memory-only", "--peer", "full-svd", "--threads", "1", "--budget", "60s", "--json", str(file))
@@ -144,6 +158,9 @@ def test_memory_only(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--growth", "--model", "tiny"], "--growth has matrices of its own"),
+        (["--growth", "--method", "rtsvm"], "leave out --method"),
+        (["--growth", "--end-to-end"], "not both"),
         (["--end-to-end", "--memory-only"], "leave out"),
         (["--model", "lama-3-8b"], "did you mean 'llama-3-8b'"),
         (["--shape", "12"], "expected ROWSxCOLUMNS"),

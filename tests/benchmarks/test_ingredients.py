@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import mmap
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from kernels.oracle import merge_literally as independent_literal
 from kernels.oracle import merge_truncated, relative
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from mergekit_3h.benchmarks.budget import Costs, first_share, parse_budget
 from mergekit_3h.benchmarks.checkpoints import llama_of, parse_parameters, write_checkpoints
 from mergekit_3h.benchmarks.contenders import FULL_SVD, OURS, Recipe, prepare
 from mergekit_3h.benchmarks.families import MatrixShape
+from mergekit_3h.benchmarks.growth import decomposed_sides
 from mergekit_3h.benchmarks.literal import merge_literally
 from mergekit_3h.benchmarks.memory import PeakMemory
 from mergekit_3h.benchmarks.problems import UPDATE_RMS, Problem, make_inputs, unrounded_updates
@@ -98,6 +101,33 @@ def test_product_count_is_what_the_kernel_performs(shape: tuple[int, int], exper
     finally:
         torch.set_num_threads(threads)
     assert product_flops(shape, facts.ranks) == counter.get_total_flops()
+
+
+class EighSizes(TorchDispatchMode):
+    """Notes the size of every eigendecomposition."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "eigh" in str(func):
+            self.sizes.append(args[0].shape[0])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("experts", [2, 3])
+@pytest.mark.parametrize("shape", [(300, 280), (900, 128)])
+def test_decomposition_count_is_what_the_kernel_performs(shape: tuple[int, int], experts: int) -> None:
+    run = prepare(OURS, make_inputs(Problem(*shape, experts, "float32", "decaying"), CPU), Recipe("tsvm"))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the mode sees the calling thread only
+    try:
+        with EighSizes() as seen:
+            _, facts = run()
+    finally:
+        torch.set_num_threads(threads)
+    assert decomposed_sides(min(shape), facts.ranks) == seen.sizes
 
 
 def test_peak_memory_sees_what_was_freed_again() -> None:
