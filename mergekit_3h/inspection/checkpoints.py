@@ -57,6 +57,11 @@ class Checkpoint:
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
+    @property
+    def damage(self) -> list[str]:
+        """The problems that stop every reader; with PyTorch's own files one reader copes where another does not."""
+        return self.problems if all(file.suffix == ".safetensors" for file in self.files) else []
+
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Headers of a model folder, or of a single weight file."""

@@ -56,6 +56,18 @@ def read_json(file: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def config_problem(folder: Path) -> str | None:
+    """Why a model's ``config.json`` is none, in a sentence that names the file."""
+    file = folder / "config.json"
+    if not file.exists():
+        return f"{file} is missing"
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        return f"{file} cannot be read as JSON: {error}"
+    return None if isinstance(content, dict) else f"{file} is no JSON object"
+
+
 def layer_count(config: dict[str, Any]) -> int | None:
     """Number of layers by a ``config.json``, under the names that architectures use for it."""
     for part in (config, config.get("text_config") or {}):

@@ -1,22 +1,26 @@
 """A look at the whole merge while mergekit plans it, before any tensor is read.
 
 mergekit hands a method one tensor's options at a time and drops the names it does not know, so a misspelt option would
-silently run on its default; and a tensor that one model lacks stops a merge only when its turn comes. The planner's
-frame is the only place from which the whole config can be seen. Where there is no planner (merges from Python), nothing
-is checked here, and mergekit's own checks stand.
+silently run on its default; and a tensor that one model lacks, or a shard that is cut off, stops a merge only when its
+turn comes. The planner's frame is the only place from which the whole config can be seen. Where there is no planner
+(merges from Python), nothing is checked here, and mergekit's own checks stand.
 """
 
 from __future__ import annotations
 
 import sys
 from collections import deque
+from collections.abc import Sequence
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mergekit.merge_methods.base import MergeMethodSpec
 
 from mergekit_3h.errors import ModelError, OptionError
 from mergekit_3h.methods.lint.findings import Finding
+
+if TYPE_CHECKING:
+    from mergekit_3h.methods.lint.models import NamedModel
 
 _FRAMES_UP_TO_THE_PLANNER = 8
 _CONFIGS = ("MergeConfiguration", "RawPyTorchMergeConfig")
@@ -31,10 +35,13 @@ def check_plan(spec: MergeMethodSpec) -> None:
     if config is None or any(config is passed for passed in _checked):
         return
     from mergekit_3h.methods.lint import parameter_findings
+    from mergekit_3h.methods.lint.models import named_models
 
     _refuse(OptionError, spec, parameter_findings(config, spec))
+    models = named_models(config)
+    _refuse(ModelError, spec, _damage(models))
     if not getattr(options, "unsafe_truncate_embeddings", False):
-        _refuse(ModelError, spec, _misfits(config))
+        _refuse(ModelError, spec, _misfits(config, models))
     _checked.append(config)
 
 
@@ -53,13 +60,25 @@ def planned_merge() -> tuple[Any | None, Any]:
     return None, None
 
 
-def _misfits(config: Any) -> list[Finding]:
+def _damage(models: Sequence[NamedModel]) -> list[Finding]:
+    """Shards that are truncated or not there: mergekit would meet them in the middle of the merge.
+
+    Those of the hub are left out, as mergekit may keep them in another cache than the one looked into.
+    """
+    advice = "download or save the model again"
+    return [
+        Finding("error", "weight-files", problem, where=model.where, advice=advice, model=model.name)
+        for model in models
+        if model.checkpoint is not None and model.location.status == "local"
+        for problem in model.checkpoint.damage
+    ]
+
+
+def _misfits(config: Any, models: list[NamedModel]) -> list[Finding]:
     """Missing tensors and other shapes, from the headers of the files."""
-    from mergekit_3h.methods.lint.models import named_models
     from mergekit_3h.methods.lint.plan import planned_tensors
     from mergekit_3h.methods.lint.tensors import tensor_findings
 
-    models = named_models(config)
     if not all(model.is_whole for model in models):
         return []
     plan, _ = planned_tensors(config, models)

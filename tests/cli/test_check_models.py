@@ -131,8 +131,16 @@ def test_broken_shards(workshop: Callable[..., Workshop]) -> None:
 
 
 def test_no_model_config(llamas: Workshop) -> None:
-    (llamas.experts[0] / "config.json").unlink()
-    assert "config.json" in only(llamas.lint(llamas.config()), "model-config").message
+    file = llamas.experts[0] / "config.json"
+    for content, problem in (
+        ('{"architectures": ["LlamaForCausalLM"],', "cannot be read as JSON: Expecting property name"),
+        ("[]", "is no JSON object"),
+        ("{}", "names no architecture"),
+        (None, "is missing"),
+    ):
+        file.unlink() if content is None else file.write_text(content)
+        finding = only(llamas.lint(llamas.config()), "model-config")
+        assert finding.message.startswith(f"{file} {problem}") and finding.model == str(llamas.experts[0])
 
 
 def test_model_with_code_of_its_own(llamas: Workshop) -> None:

@@ -87,6 +87,22 @@ def test_a_shape_mismatch(altered: Callable[..., Family], absolute: Path) -> Non
     assert "(48, 32)" in message
 
 
+@pytest.mark.parametrize("method", ["tsvm", "rtsvm"])
+def test_a_shard_that_is_cut_off_or_not_there(
+    method: str, family: Callable[..., Family], llama: Family, absolute: Path
+) -> None:
+    sharded, copy = family("llama", max_shard_size="50KB"), absolute / "copy"
+    shutil.copytree(sharded.experts[1], copy)
+    shards = sorted(copy.glob("*.safetensors"))
+    assert len(shards) > 2
+    shards[-1].write_bytes(shards[-1].read_bytes()[:-100])
+    config = merge_config(Family(llama.base, [llama.experts[0], copy]), method)
+    message = refusal(config, absolute / "out")
+    assert f"{shards[-1]}: truncated" in message and "download or save the model again" in message
+    shards[-1].unlink()
+    assert f"{shards[-1]} is listed in" in refusal(config, absolute / "out")
+
+
 def test_a_nan(altered: Callable[..., Family], absolute: Path) -> None:
     def poison(tensors: dict[str, torch.Tensor]) -> None:
         tensors["model.layers.0.self_attn.q_proj.weight"][3, 5] = float("nan")

@@ -148,6 +148,37 @@ def test_a_missing_tensor(changed: Callable[..., dict[str, Any]], refusal: Refus
     assert "no tensor 'model.layers.1.mlp.up_proj.weight'" in refusal(changed(drop))
 
 
+def test_a_shard_that_is_cut_off(changed: Callable[..., dict[str, Any]], refusal: Refusal) -> None:
+    def cut(folder: Path) -> None:
+        read = tiny_model("llama", seed=1)
+        read.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
+        (folder / "model.safetensors").unlink()
+        read.save_pretrained(folder, max_shard_size="50KB")
+        shard = sorted(folder.glob("*.safetensors"))[-1]
+        shard.write_bytes(shard.read_bytes()[:-100])
+
+    message = refusal(changed(cut))
+    assert "model 'changed': " in message and "safetensors: truncated" in message
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [("model.safetensors", "model.safetensors: truncated"), ("config.json", "config.json cannot be read as JSON")],
+)
+def test_the_search_command_names_a_file_that_is_cut_off(
+    file: str, message: str, changed: Callable[..., dict[str, Any]], absolute: Path
+) -> None:
+    def cut(folder: Path) -> None:
+        (folder / file).write_bytes((folder / file).read_bytes()[:-20])
+
+    config = changed(cut)
+    (absolute / "config.yml").write_text(yaml.safe_dump(config))
+    done = CliRunner().invoke(main, ["search", str(absolute / "config.yml"), "-o", str(absolute / "found.yml")])
+    assert done.exit_code == 1 and isinstance(done.exception, SystemExit), done.output
+    assert message in done.output and str(absolute / "changed") in done.output
+    assert not (absolute / "found.yml").exists()
+
+
 def test_no_base_and_no_expert(trained: Trained, refusal: Refusal) -> None:
     config = trained.config()
     del config["base_model"]

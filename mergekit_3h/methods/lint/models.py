@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_3h.inspection.checkpoints import Checkpoint, fingerprint, read_checkpoint
-from mergekit_3h.inspection.models import Location, hub_is_offline, locate, read_json
+from mergekit_3h.inspection.models import Location, config_problem, hub_is_offline, locate, read_json
 from mergekit_3h.methods.lint.findings import Finding
 from mergekit_3h.methods.lint.places import Group, parameter_groups
 
@@ -135,8 +135,9 @@ def _file_findings(model: NamedModel, kind: str) -> Iterator[Finding]:
         advice = "pass --trust-remote-code to mergekit if you trust it"
         yield Finding("note", "remote-code", message, where=model.where, advice=advice, model=model.name)
     elif not model.settings.get("architectures"):
-        message = f"{model.folder / 'config.json'} is missing, not JSON, or names no architecture"
-        yield Finding("error", "model-config", message, where=model.where, model=model.name)
+        message = config_problem(model.folder) or f"{model.folder / 'config.json'} names no architecture"
+        advice = "download or save the model again"
+        yield Finding("error", "model-config", message, where=model.where, advice=advice, model=model.name)
 
 
 def _is_known(model_type: Any) -> bool:

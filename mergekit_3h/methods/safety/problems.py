@@ -13,6 +13,8 @@ from mergekit.options import MergeOptions
 from torch import nn
 
 from mergekit_3h.errors import ModelError
+from mergekit_3h.inspection.checkpoints import read_checkpoint
+from mergekit_3h.inspection.models import config_problem
 from mergekit_3h.methods.safety.combining import StaticMerge
 from mergekit_3h.methods.safety.request import Request, is_linear
 from mergekit_3h.search.answers import shared_tokenizer
@@ -62,6 +64,10 @@ def checked_problem(request: Request, options: MergeOptions) -> Checked:
     method = request.method_options()
     trust = options.trust_remote_code
     folders = request.folders(options.transformers_cache, options.lora_merge_cache, trust)
+    for label, folder in folders.items():
+        damage = [*filter(None, [config_problem(folder)]), *read_checkpoint(folder).damage]
+        if damage:
+            raise ModelError(f"model {label!r}: {'; '.join(damage)}; download or save the model again")
     sources = [CheckpointSource(folder, label) for label, folder in folders.items()]
     require_same_architecture(sources)
     tokenizer = shared_tokenizer(
