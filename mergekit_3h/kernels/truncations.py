@@ -40,7 +40,7 @@ class Truncations:
 
     def share(self, i: int) -> tuple[Tensor, Tensor]:
         """D_i / divisor as a product (rows x k) (k x columns), tall side up; k is all columns for a whole delta_i."""
-        whole = torch.cat(list(self.tasks.blocks(i))) / self.divisor
+        whole = self.tasks.block(i, slice(0, self.tasks.rows)) / self.divisor
         spectrum = self.spectra[i]
         if spectrum is None:
             return whole, torch.eye(self.tasks.columns, dtype=whole.dtype, device=whole.device)

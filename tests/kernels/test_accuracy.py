@@ -99,8 +99,9 @@ def test_small_and_large_updates_lose_nothing(scale: float) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"rank_budget": "per_task"}, {"preset": "paper"}])
-@pytest.mark.parametrize("shape", [(40, 30), (30, 40), (32, 32), (120, 20)])
+@pytest.mark.parametrize("shape", [(40, 30), (30, 40), (32, 32), (120, 20), (300, 300)])
 def test_the_merge_is_the_weighted_sum_of_its_components(shape: tuple[int, int], options: dict[str, str]) -> None:
+    """For 300 rows the matrices are read in two blocks."""
     deltas = [random_delta(shape, "decaying", seed).double() for seed in range(3)]
     weights = [0.7, 0.0, -1.5]
     merged, _ = merge(TaskMatrices(deltas), weights, settings("rtsvm", **options))
