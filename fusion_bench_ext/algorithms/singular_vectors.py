@@ -14,6 +14,7 @@ from fusion_bench_ext.algorithms.streaming import StreamingAlgorithm
 from fusion_bench_ext.errors import shown_by_hydra, unknown_name
 from fusion_bench_ext.models import TensorFacts
 from mergekit_3h.errors import ModelError, OptionError
+from mergekit_3h.kernels.workers import blas_threads
 from mergekit_3h.merging import matrix_bytes, merge_tensor
 from mergekit_3h.options import METHODS, ModelOptions, TSVMOptions, checked, option_names, parse_options
 
@@ -75,6 +76,7 @@ class SingularVectorAlgorithm(StreamingAlgorithm):
         return _BASE
 
     def check_pool(self, base: str | None, experts: Sequence[str]) -> None:
+        blas_threads()  # raises if the environment asks for what is no number
         self._used_options, self._used_weights = self.options, expert_weights(self.weight, experts)
 
     def bytes_to_merge(self, facts: TensorFacts, experts: int) -> int:

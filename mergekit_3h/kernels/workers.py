@@ -2,6 +2,9 @@
 
 Splitting work by shape alone and running every piece on one BLAS thread makes a result bit-identical for any number
 of workers: a piece computes the same bits wherever it runs, and two pieces never add into the same memory.
+
+A matrix has no more eigendecompositions at once than tasks, so many cores would idle. ``MERGEKIT_3H_BLAS_THREADS``
+gives every piece that many BLAS threads instead. The last bits depend on this number, and still not on the workers.
 """
 
 from __future__ import annotations
@@ -11,11 +14,16 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import torch
 
+from mergekit_3h.errors import OptionError
 from mergekit_3h.kernels.memory import return_large_blocks_when_freed
+
+BLAS_THREADS = "MERGEKIT_3H_BLAS_THREADS"
+
+_this_thread = threading.local()
 
 return_large_blocks_when_freed()  # before the host allocates: holes left in the heap earlier would stay resident
 
@@ -25,12 +33,13 @@ def run_all(device: torch.device, pieces: Sequence[Callable[[], None]]) -> None:
 
     On a CPU as many run at once as torch may use threads. Elsewhere the device has its own queue: they run in turn.
     """
-    threads = torch.get_num_threads()
-    if device.type != "cpu" or threads == 1 or not pieces:
+    if not pieces:
+        return
+    pool = _pool_for(device)
+    if pool is None:
         for piece in pieces:
             piece()
         return
-    pool = _pool(threads, os.getpid())
     running = [pool.submit(_without_grad, piece) for piece in pieces]
     wait(running)
     for done in running:
@@ -58,21 +67,21 @@ def run_jobs(device: torch.device, jobs: Sequence[Job], memory: int | None = Non
     half of the memory, and every job where they are fewer than the threads, runs alone with all threads. No job begins
     after one has failed; of several errors that of the earliest job is raised.
     """
-    threads = torch.get_num_threads()
     if memory is None:
         memory = max(LEAST_MEMORY, 2 * max((job.memory for job in jobs), default=0))
+    pool = _pool_for(device)
+    workers = pool.workers if pool else 1
     beside, alone = _split(jobs, lambda job: 2 * job.memory <= memory)
-    if device.type != "cpu" or threads == 1 or len(beside) < threads:
+    if pool is None or len(beside) < workers:
         beside, alone = [], list(jobs)
     for job in alone:
         job.begin()()
-    if not beside:
+    if pool is None or not beside:
         return
-    pool = _pool(threads, os.getpid())
     running: dict[Future[None], int] = {}
     try:
         for job in beside:
-            while len(running) == threads or sum(running.values()) + job.memory > memory:
+            while len(running) == workers or sum(running.values()) + job.memory > memory:
                 _take_finished(running)
             running[pool.submit(_without_grad, job.begin())] = job.memory
         while running:
@@ -101,23 +110,49 @@ def _without_grad(piece: Callable[[], object]) -> None:
         piece()
 
 
+def _pool_for(device: torch.device) -> Pool | None:
+    """Workers for the cores that torch may use; None where the calling thread does the work itself."""
+    threads, each = torch.get_num_threads(), blas_threads()
+    if device.type != "cpu" or getattr(_this_thread, "is_worker", False) or threads == each:
+        return None
+    return _pool(max(1, threads // each), each, os.getpid())
+
+
+@cache
+def blas_threads() -> int:
+    """BLAS threads of a piece, as the environment says; 1 if it says nothing."""
+    text = os.environ.get(BLAS_THREADS, "1")
+    if not text.isdecimal() or int(text) < 1:
+        raise OptionError(f"the environment variable {BLAS_THREADS} is {text!r}; expected a whole number of 1 or more")
+    return int(text)
+
+
 @lru_cache(maxsize=4)
-def _pool(threads: int, _process: int) -> ThreadPoolExecutor:
-    """Threads that use one BLAS thread each. Keyed by process, because threads do not survive a fork."""
-    ready = threading.Barrier(threads + 1)
-
-    def start() -> None:
-        torch.get_num_threads()  # torch sets a thread up at its first use; later it would undo the next line
-        torch.set_num_threads(1)
-        ready.wait()
-
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="mergekit-3h", initializer=start)
-    for _ in range(threads):
-        pool.submit(lambda: None)
-    ready.wait()
+def _pool(workers: int, each: int, _process: int) -> Pool:
+    """Threads that use ``each`` BLAS threads. Keyed by process, because threads do not survive a fork."""
+    before = torch.get_num_threads()
+    pool = Pool(workers, each)
     # set_num_threads also changes what threads started later inherit: give them back what the caller has.
-    torch.set_num_threads(threads)
+    torch.set_num_threads(before)
     return pool
+
+
+class Pool(ThreadPoolExecutor):
+    """Workers that are ready: their threads are started and set up."""
+
+    def __init__(self, workers: int, each: int) -> None:
+        self.workers = workers
+        self._ready = threading.Barrier(workers + 1)
+        super().__init__(workers, thread_name_prefix="mergekit-3h", initializer=self._start, initargs=(each,))
+        for _ in range(workers):
+            self.submit(lambda: None)
+        self._ready.wait()
+
+    def _start(self, each: int) -> None:
+        _this_thread.is_worker = True
+        torch.get_num_threads()  # torch sets a thread up at its first use; later it would undo the next line
+        torch.set_num_threads(each)
+        self._ready.wait()
 
 
 def spans(length: int, step: int) -> list[slice]:

@@ -19,6 +19,7 @@ from mergekit.merge_methods.base import (
 from pydantic import BaseModel, PlainValidator
 from typing_extensions import Annotated  # noqa: UP035 - mergekit compares with this one on Python 3.10
 
+from mergekit_3h.kernels.workers import blas_threads
 from mergekit_3h.merging import merge_tensor
 from mergekit_3h.methods.host_errors import HostError, shown_by_mergekit
 from mergekit_3h.methods.planning import check_plan
@@ -55,6 +56,7 @@ class SingularVectorMethod(GroupMergeMethod):
         if len(input_ids) < 2:
             raise HostError(f"{method} needs at least one expert beside the base model {base_id}{place}")
         with shown_by_mergekit():
+            blas_threads()  # raises if the environment asks for what is no number
             check_plan(self.spec)
         super().validate_inputs(input_ids, base_id, group_name=group_name)
 

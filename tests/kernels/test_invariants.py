@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -15,6 +16,7 @@ from kernels.oracle import random_delta, relative, settings
 from mergekit_3h.kernels.assembly import merge
 from mergekit_3h.kernels.polar import inverse_sqrt, inverse_sqrt_of_two_blocks
 from mergekit_3h.kernels.tasks import TaskMatrices
+from mergekit_3h.kernels.workers import BLAS_THREADS
 
 shapes = st.tuples(st.integers(2, 40), st.integers(2, 40))
 seeds = st.integers(0, 10_000)
@@ -93,7 +95,8 @@ def test_rtsvm_without_its_reweightings_is_tsvm_bit_for_bit(shape: tuple[int, in
     assert torch.equal(tsvm, rtsvm)
 
 
-def test_the_bits_do_not_depend_on_the_number_of_workers() -> None:
+@pytest.mark.parametrize(("blas_threads", "threads"), [("1", "123"), ("2", "125")])
+def test_the_bits_do_not_depend_on_the_number_of_workers(blas_threads: str, threads: str) -> None:
     """Every process merges matrices with several blocks and tiles, with its own number of threads."""
     program = (
         "import sys, torch, hashlib\n"
@@ -108,9 +111,12 @@ def test_the_bits_do_not_depend_on_the_number_of_workers() -> None:
         "    merged, _ = merge(TaskMatrices(deltas), [1.0] * 3, parse_options('rtsvm', options).settings())\n"
         "    print(hashlib.sha256(merged.numpy().tobytes()).hexdigest())\n"
     )
+    environment = {**os.environ, BLAS_THREADS: blas_threads}
     runs = [
-        subprocess.run([sys.executable, "-c", program, threads], capture_output=True, text=True, check=True).stdout
-        for threads in ("1", "2", "3")
+        subprocess.run(
+            [sys.executable, "-c", program, number], capture_output=True, text=True, check=True, env=environment
+        ).stdout
+        for number in threads
     ]
     assert runs[0].count("\n") == 4
     assert runs[0] == runs[1] == runs[2]

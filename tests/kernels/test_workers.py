@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from mergekit_3h.kernels.workers import LEAST_MEMORY, Job, run_all, run_jobs
+from mergekit_3h.errors import OptionError
+from mergekit_3h.kernels.workers import BLAS_THREADS, LEAST_MEMORY, Job, blas_threads, run_all, run_jobs
 
 CPU = torch.device("cpu")
 
@@ -108,3 +109,36 @@ def test_no_job_begins_after_one_has_failed_and_the_earliest_error_is_raised() -
     with pytest.raises(MemoryError, match="fails 0"):
         run_jobs(CPU, [*failing, *(watch.job(str(i), 1) for i in range(20))], memory=100)
     assert len(watch.finished) <= 2  # those that were under way
+
+
+@pytest.mark.parametrize(("threads", "workers"), [(4, 2), (5, 2), (2, 1), (1, 1)])
+def test_pieces_of_several_blas_threads_share_the_cores(
+    monkeypatch: pytest.MonkeyPatch, threads: int, workers: int
+) -> None:
+    monkeypatch.setattr("mergekit_3h.kernels.workers.blas_threads", lambda: 2)
+    torch.set_num_threads(threads)
+    lock, seen, running, most = threading.Lock(), list[int](), [0], [0]
+
+    def piece() -> None:
+        with lock:
+            running[0] += 1
+            most[0] = max(most[0], running[0])
+            seen.append(torch.get_num_threads())
+        time.sleep(0.05)
+        with lock:
+            running[0] -= 1
+
+    run_all(CPU, [piece] * 4)
+    assert seen == [2] * 4 and most == [workers]
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "many", "1.5", ""])
+def test_blas_threads_that_are_no_number(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv(BLAS_THREADS, value)
+    blas_threads.cache_clear()
+    try:
+        with pytest.raises(OptionError, match=f"{BLAS_THREADS} is '{value}'; expected a whole number of 1 or more"):
+            run_all(CPU, [lambda: None])
+    finally:
+        blas_threads.cache_clear()

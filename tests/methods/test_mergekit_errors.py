@@ -13,6 +13,8 @@ from hosts import merge_config, mergekit_yaml, read_model
 from safetensors.torch import load_file, save_file
 from tiny_models import Family
 
+from mergekit_3h.kernels.workers import BLAS_THREADS, blas_threads
+
 
 def refusal(config: dict[str, Any], out: Path) -> str:
     """The message of a merge that must fail before it writes."""
@@ -57,6 +59,16 @@ def test_a_misspelt_option_of_one_model(llama: Family, absolute: Path) -> None:
     config = merge_config(llama, "tsvm")
     config["models"][1]["parameters"] = {"wieght": 2.0}
     assert "did you mean 'weight'?" in refusal(config, absolute / "out")
+
+
+def test_blas_threads_that_are_no_number(llama: Family, absolute: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(BLAS_THREADS, "all")
+    blas_threads.cache_clear()
+    try:
+        message = refusal(merge_config(llama, "tsvm"), absolute / "out")
+    finally:
+        blas_threads.cache_clear()
+    assert f"{BLAS_THREADS} is 'all'; expected a whole number of 1 or more" in message
 
 
 def test_no_base_model(llama: Family, absolute: Path) -> None:
