@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial, reduce
@@ -32,8 +32,8 @@ SMALLEST_FUSED_SIDE = 8
 fused experts of Mixtral, Qwen-MoE, Llama-4 and gpt-oss are hundreds wide, convolution kernels 1 to 7."""
 
 
-FUSED_SHARE = 0.5
-"""Fused experts are merged side by side as far as half the memory of the tensor's own inputs has room for them."""
+MOST_EXTRA = 0.7
+"""Of its inputs, that merging fused experts side by side may take beyond them, the result included."""
 
 
 @torch.no_grad()
@@ -63,23 +63,28 @@ def merge_tensor(
         return _added(base, _merged_matrix(name, base, tensors, factors, options.settings()), options, dtype)
     result = torch.empty(base.shape, dtype=dtype, device=base.device)
 
-    def merge_layer(i: int) -> None:
+    def begin(i: int) -> Callable[[], None]:
         layer = [tensor[i] for tensor in tensors]
-        update = _merged_matrix(f"{name}[{i}]", base[i], layer, factors, options.settings())
-        result[i] = _added(base[i], update, options, dtype)
 
-    need = matrix_bytes(base.shape, len(tensors), options)
-    jobs = [Job(need, partial(partial, merge_layer, i)) for i in range(base.shape[0])]
-    inputs = (len(tensors) + 1) * base.numel() * base.element_size()
-    run_jobs(computing_device(base.device), jobs, int(FUSED_SHARE * inputs))
+        def merge_layer() -> None:
+            update = _merged_matrix(f"{name}[{i}]", base[i], layer, factors, options.settings())
+            result[i] = _added(base[i], update, options, dtype)
+
+        return merge_layer
+
+    need = matrix_bytes(base.shape, dtype, len(tensors), options)
+    room = int(MOST_EXTRA * sum(tensor.nbytes for tensor in [base, *tensors])) - result.nbytes
+    run_jobs(computing_device(base.device), [Job(need, partial(begin, i)) for i in range(base.shape[0])], room)
     return result
 
 
-def matrix_bytes(shape: Sequence[int], experts: int, options: TSVMOptions) -> int:
+def matrix_bytes(shape: Sequence[int], dtype: torch.dtype, experts: int, options: TSVMOptions) -> int:
     """What merging one matrix takes at most beyond its inputs, its result included."""
     rows, columns = shape[-2:]
-    is_shared = options.settings().rank_budget == "shared"
-    return working_bytes(rows, columns, min(rows, columns) * (1 if is_shared else experts))
+    settings = options.settings()
+    is_literal = settings.order == "orthogonalize_first" and rows != columns
+    width = min(rows, columns) * (experts if is_literal or settings.rank_budget == "per_task" else 1)
+    return working_bytes(rows, columns, width, result_itemsize=max(4, dtype.itemsize))
 
 
 def _added(base: Tensor, update: Tensor, options: TSVMOptions, dtype: torch.dtype) -> Tensor:

@@ -76,13 +76,15 @@ class SingularVectorAlgorithm(StreamingAlgorithm):
         return _BASE
 
     def check_pool(self, base: str | None, experts: Sequence[str]) -> None:
+        _require_memory(self.memory_gb)
         blas_threads()  # raises if the environment asks for what is no number
         self._used_options, self._used_weights = self.options, expert_weights(self.weight, experts)
 
     def bytes_to_merge(self, facts: TensorFacts, experts: int) -> int:
+        result = 2 * max(4, facts.dtype.itemsize) * math.prod(facts.shape)  # and its copy in the models' dtype
         if len(facts.shape) < 2:
-            return 4 * math.prod(facts.shape)
-        return matrix_bytes(facts.shape, experts, self._used_options)
+            return result
+        return result + matrix_bytes(facts.shape, facts.dtype, experts, self._used_options)
 
     def merge(self, name: str, base: tuple[str, Tensor] | None, experts: Mapping[str, Tensor]) -> Tensor:
         assert base is not None
@@ -121,7 +123,8 @@ def _require_weights(weight: Any) -> None:
 
 
 def _require_memory(memory_gb: Any) -> None:
-    if memory_gb is not None and (isinstance(memory_gb, bool | str) or not memory_gb > 0):
+    is_number = isinstance(memory_gb, int | float) and not isinstance(memory_gb, bool)
+    if memory_gb is not None and not (is_number and 0 < memory_gb < math.inf):
         raise OptionError(f"option 'memory_gb': got {memory_gb!r}; expected a number of gigabytes above 0, or null")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -41,7 +42,7 @@ class StreamingAlgorithm(BaseAlgorithm, LightningFabricMixin):
 
     _config_mapping = BaseAlgorithm._config_mapping | {"model_save_path": "model_save_path"}
     memory_gb: float | None = None
-    """What the tensors being merged at once may take of memory; None: twice what the largest takes, 1 GiB at least."""
+    """What the tensors being merged at once may take of memory; None: what the largest takes, 1 GiB at least."""
     title = "model merging"
     """What the progress bar and the model card call the method."""
 
@@ -110,6 +111,7 @@ class StreamingAlgorithm(BaseAlgorithm, LightningFabricMixin):
     ) -> dict[str, Tensor]:
         """Every tensor at its final place: several side by side where the method and the memory allow it."""
         merged: dict[str, Tensor] = {}
+        lock = threading.Lock()
         silent = None if self.fabric.is_global_zero else True  # None: shown on a terminal only
         with tqdm(total=len(names), desc=self.title, unit="tensor", disable=silent) as progress:
 
@@ -118,8 +120,10 @@ class StreamingAlgorithm(BaseAlgorithm, LightningFabricMixin):
                 loaded = {model.name: model.load(name) for model in models}
 
                 def finish() -> None:
-                    merged[name] = self._merge_one(name, loaded, reference, base)
-                    progress.update()
+                    tensor = self._merge_one(name, loaded, reference, base)
+                    with lock:
+                        merged[name] = tensor
+                        progress.update()
 
                 return finish
 

@@ -10,7 +10,7 @@ from statistics import median
 from time import monotonic
 from typing import Any
 
-from mergekit_3h.benchmarks.budget import FEWEST_ROUNDS, MOST_ROUNDS
+from mergekit_3h.benchmarks.budget import FEWEST_ROUNDS, MOST_ROUNDS, operations
 from mergekit_3h.benchmarks.contenders import OURS
 from mergekit_3h.benchmarks.families import MatrixShape
 from mergekit_3h.benchmarks.machine import Machine, this_machine
@@ -41,7 +41,7 @@ class Growth:
     product_seconds: float
     """The GEMM bound."""
     eigh_seconds: float
-    """The eigendecompositions alone, one on each thread at a time."""
+    """The eigendecompositions alone: one at a time on one thread, divided by the threads."""
 
     @property
     def predicted_seconds(self) -> float:
@@ -63,23 +63,29 @@ def measure_growth(plan: Plan, say: Callable[[str], None]) -> GrowthTable:
     """The cases from cheap to expensive as far as the budget reaches."""
     start_template([OURS], plan.device)
     end = monotonic() + plan.budget
-    cheap_first = sorted(CASES, key=lambda case: case[0] * case[1] ** 2 * case[2])
+    cheap_first = sorted(CASES, key=_operations)
     found: list[Growth] = []
-    longest = 0.0
+    fewest = 0.0  # seconds that the next case takes at least
     for i, (rows, columns, experts) in enumerate(cheap_first):
         left = end - monotonic()
-        if left < 2 * longest:  # what comes next costs about twice as much at most
+        if left < fewest:
             break
         start = monotonic()
         say(f"{rows}x{columns}, n = {experts}")
         shape = MatrixShape(rows, columns, MATRICES_PER_THREAD * plan.threads)
         found.append(_measured(replace(plan, experts=experts), shape, left / (len(cheap_first) - i)))
-        longest = max(longest, monotonic() - start)
+        if i + 1 < len(cheap_first):
+            fewest = (monotonic() - start) * _operations(cheap_first[i + 1]) / _operations(cheap_first[i])
     if not found:
         raise OptionError(f"--budget: {plan.budget:.3g} s are not enough for a single case of --growth")
     left_out = [f"{rows}x{columns}, n = {experts}" for rows, columns, experts in cheap_first[len(found) :]]
     shown = sorted(found, key=lambda case: CASES.index((case.rows, case.columns, case.experts)))
     return GrowthTable(this_machine(plan.device), plan.as_dict(), shown, left_out)
+
+
+def _operations(case: tuple[int, int, int]) -> float:
+    rows, columns, experts = case
+    return operations(OURS, MatrixShape(rows, columns), experts)
 
 
 def _measured(plan: Plan, shape: MatrixShape, seconds: float) -> Growth:

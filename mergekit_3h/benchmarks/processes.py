@@ -24,12 +24,13 @@ from torch import Tensor
 from mergekit_3h.benchmarks.contenders import FUSION_BENCH, FUSION_BENCH_MODULE, OURS, Facts, Recipe, Run, prepare
 from mergekit_3h.benchmarks.literal import merge_literally, relative_error
 from mergekit_3h.benchmarks.memory import PeakMemory
-from mergekit_3h.benchmarks.problems import LORA_RANK, Problem, make_inputs, unrounded_updates
+from mergekit_3h.benchmarks.problems import DTYPES, LORA_RANK, Problem, make_inputs, unrounded_updates
 from mergekit_3h.errors import ThreeHError
 from mergekit_3h.kernels.dense import eigh_in_place
-from mergekit_3h.kernels.memory import working_bytes
 from mergekit_3h.kernels.workers import Job as Matrix
 from mergekit_3h.kernels.workers import run_jobs
+from mergekit_3h.merging import matrix_bytes
+from mergekit_3h.options import parse_options
 
 GEMM_SIDE = {"cpu": 1024, "cuda": 8192}
 GEMM_RUNS = 3
@@ -188,6 +189,10 @@ def _in_one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno})"
 
 
+def _itself(run: Run) -> Run:
+    return run
+
+
 class _Served:
     """The process's end: the inputs in memory, and the answers to a ``Contestant``'s questions."""
 
@@ -240,13 +245,15 @@ class _Served:
 
     def _jobs(self, most_of_a_kind: int | None = None) -> list[Matrix]:
         """Every matrix of the stream, or the first few of each shape."""
-        return [
-            Matrix(
-                working_bytes(problem.rows, problem.columns, min(problem.rows, problem.columns)), partial(partial, run)
-            )
-            for run, (problem, count) in zip(self.runs, self.job.stream, strict=True)
-            for _ in range(count if most_of_a_kind is None else min(count, most_of_a_kind))
-        ]
+        recipe = self.job.recipe
+        options = parse_options(recipe.method, recipe.options)
+        matrices: list[Matrix] = []
+        for run, (problem, count) in zip(self.runs, self.job.stream, strict=True):
+            shape = (problem.rows, problem.columns)
+            need = matrix_bytes(shape, DTYPES[problem.dtype], problem.experts, options) + problem.input_bytes
+            copies = count if most_of_a_kind is None else min(count, most_of_a_kind)
+            matrices += [Matrix(need, partial(_itself, run))] * copies
+        return matrices
 
     def _merge(self, matrices: list[Matrix]) -> None:
         """Our kernel as the FusionBench algorithms run it, side by side; the others one matrix after the other."""

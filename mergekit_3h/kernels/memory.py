@@ -8,6 +8,12 @@ import sys
 STORED_ASPECT = 3
 """U is stored where the matrix is at most this many times taller than wide, and made twice where it is taller."""
 
+PASSING_BYTES = 160
+"""Of a block and of the survey of the weights, for each entry of a small matrix .."""
+
+MOST_PASSING_BYTES = 16 << 20
+""".. and for a large one, of which they take a part at a time."""
+
 LARGE_BLOCK = 1 << 20
 _M_MMAP_THRESHOLD = -3  # of mallopt(3)
 
@@ -25,12 +31,18 @@ def return_large_blocks_when_freed() -> None:
             mallopt(_M_MMAP_THRESHOLD, LARGE_BLOCK)
 
 
-def working_bytes(rows: int, columns: int, width: int) -> int:
+def working_bytes(rows: int, columns: int, width: int, result_itemsize: int) -> int:
     """What merging matrices of this shape takes at most beyond its inputs, on one thread, its result included.
 
-    In float64 and on the smaller side: Gram matrices and the workspace of an eigendecomposition, the factors of all
-    tasks, ``width`` columns together; U where it is stored; the result.
+    ``width`` is the number of singular vectors of all tasks together. The larger of two stages counts: decomposing the
+    tasks, with a Gram matrix, the workspace of its decomposition and the vectors; and whitening, with all vectors, U
+    where it is stored, and both Gram matrices. A block of rows and the survey of the weights come on top.
     """
     tall, side = max(rows, columns), min(rows, columns)
+    left, right = min(width, tall), min(width, side)
+    decomposing = 3 * side * side + 2 * side * width
     stored = tall * width if tall <= STORED_ASPECT * side else 0
-    return 8 * (3 * side * side + 2 * side * width + stored) + 4 * tall * side
+    panel = 2 * tall * width if width > tall else 0
+    whitening = side * width + stored + panel + 4 * left * left + 2 * right * right
+    passing = min(tall * side * PASSING_BYTES, MOST_PASSING_BYTES)
+    return 8 * max(decomposing, whitening) + passing + result_itemsize * tall * side

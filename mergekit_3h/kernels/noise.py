@@ -31,7 +31,7 @@ SMALLEST_SHARE = 1e-2
 """An exponent that a smaller share of the weights has is too rare to estimate the update from."""
 
 SAMPLE = 1 << 16
-"""Weights looked at, on evenly spaced rows: the edge comes out within a percent."""
+"""Weights looked at, evenly scattered over the matrix: the edge comes out within two percent."""
 
 
 def rounding_edge(expert: Tensor, base: Tensor) -> float:
@@ -41,10 +41,11 @@ def rounding_edge(expert: Tensor, base: Tensor) -> float:
         return 0.0
     low, high = torch.aminmax(expert)
     largest = int(torch.frexp(torch.maximum(-low, high).to(torch.float32))[1])
-    every = slice(None, None, max(1, expert.numel() // SAMPLE))
-    weights = expert[every].to(torch.float32).reshape(-1)
+    at = torch.arange(0, expert.numel(), _step(expert.numel()), device=expert.device)
+    rows, columns = at // expert.shape[1], at % expert.shape[1]
+    weights = expert[rows, columns].to(torch.float32)
     below = (largest - torch.frexp(weights)[1]).clamp_(0, EXPONENTS - 1)
-    squared = (weights.to(torch.float64) - base[every].reshape(-1)).square_()
+    squared = (weights.to(torch.float64) - base[rows, columns]).square_()
     belongs = (below == torch.arange(EXPONENTS, device=expert.device)[:, None]) & (weights != 0)
     belongs = belongs.to(torch.float64)
     counts, squares = belongs.sum(dim=1), belongs @ squared
@@ -52,6 +53,11 @@ def rounding_edge(expert: Tensor, base: Tensor) -> float:
     share, square = cast("list[list[float]]", torch.stack([counts, squares]).tolist())  # pyright: ignore
     variance = _rounding_variance(share, square, largest - bits)
     return math.sqrt(variance) * (math.sqrt(expert.shape[0]) + math.sqrt(expert.shape[1]))
+
+
+def _step(numel: int) -> int:
+    """Odd: an even one would meet the same few columns in every row."""
+    return numel // SAMPLE | 1
 
 
 def _rounding_variance(counts: list[float], squares: list[float], largest_ulp: int) -> float:

@@ -1,6 +1,6 @@
 """The task matrices of one layer, delta_i = W_i - W_0 (Eq. 1), read a block of rows at a time.
 
-They are never stored: a block is subtracted in float64 when it is needed, so that neither the embedding of a large
+They are never stored: a block is subtracted when it is needed, so that neither the embedding of a large
 model nor ten experts need more memory than the checkpoints' own tensors.
 """
 
@@ -62,12 +62,15 @@ class TaskMatrices:
         A block is overwritten by the next one.
         """
         shape = self.experts[i].shape
-        return self._each(i, spans(shape[0], max(1, BLOCK_ELEMENTS // shape[1])), transpose=False)
+        return self._each(i, spans(shape[0], max(1, self._block_elements // shape[1])), transpose=False)
 
     def row_spans(self) -> list[slice]:
-        if self.device.type != "cpu":
-            return spans(self.rows, max(1, BLOCK_ELEMENTS_ON_DEVICE // self.columns))
-        return spans(self.rows, min(BLOCK_ROWS, max(64, BLOCK_ELEMENTS // self.columns)))
+        step = max(64, self._block_elements // self.columns)
+        return spans(self.rows, min(BLOCK_ROWS, step) if self.device.type == "cpu" else step)
+
+    @property
+    def _block_elements(self) -> int:
+        return BLOCK_ELEMENTS if self.device.type == "cpu" else BLOCK_ELEMENTS_ON_DEVICE
 
     def _each(self, i: int, row_spans: list[slice], *, transpose: bool) -> Iterator[Tensor]:
         memory: Tensor | None = None
@@ -93,8 +96,8 @@ class TaskMatrices:
     def _subtract(self, expert: Tensor, base: Tensor, delta: Tensor) -> None:
         """In float32, unless a checkpoint is float64: a third of the time.
 
-        The difference of two 16-bit numbers, and of two float32 numbers within a factor of two, is exact in float32,
-        and any other is rounded by 6e-8 of itself.
+        The difference of two numbers within a factor of two is exact in float32, and that of 16-bit numbers unless
+        their exponents are 13 apart or more. Any other is rounded by 6e-8 of itself.
         """
         dtype = self.result_dtype
         step = max(1, CACHE_ELEMENTS // expert.shape[1]) if self.device.type == "cpu" else expert.shape[0]

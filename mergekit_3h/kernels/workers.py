@@ -49,6 +49,9 @@ def run_all(device: torch.device, pieces: Sequence[Callable[[], None]]) -> None:
 LEAST_MEMORY = 1 << 30
 """Bytes that matrices side by side may take, however small they are."""
 
+FEWEST_BESIDE = 3
+"""Matrices that must fit side by side to be faster than each alone with all threads, its own tasks side by side."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -63,45 +66,52 @@ class Job:
 def run_jobs(device: torch.device, jobs: Sequence[Job], memory: int | None = None) -> None:
     """Run every job, on a CPU as many side by side as there are threads and as ``memory`` bytes have room for.
 
-    Without a number that is twice what the largest job needs, and ``LEAST_MEMORY`` at least. A job that takes more than
-    half of the memory, and every job where they are fewer than the threads, runs alone with all threads. No job begins
-    after one has failed; of several errors that of the earliest job is raised.
+    Without a number that is what the largest job needs, and ``LEAST_MEMORY`` at least. The largest begin first. A job
+    runs alone with all threads if it takes more than half of the memory or more than its share of the work, and all do
+    where too few fit side by side. No job begins after one has failed; of several that fail side by side the error of
+    the one that began first is raised.
     """
     if memory is None:
-        memory = max(LEAST_MEMORY, 2 * max((job.memory for job in jobs), default=0))
+        memory = max(LEAST_MEMORY, max((job.memory for job in jobs), default=0))
     pool = _pool_for(device)
-    workers = pool.workers if pool else 1
-    beside, alone = _split(jobs, lambda job: 2 * job.memory <= memory)
-    if pool is None or len(beside) < workers:
-        beside, alone = [], list(jobs)
-    for job in alone:
+    ordered = sorted(jobs, key=lambda job: job.memory, reverse=True)
+    count = _alone(ordered, memory, pool.workers) if pool else len(ordered)
+    for job in ordered[:count]:
         job.begin()()
-    if pool is None or not beside:
-        return
+    if pool is not None:
+        _run_beside(pool, ordered[count:], memory)
+
+
+def _alone(ordered: Sequence[Job], memory: int, workers: int) -> int:
+    """How many of the jobs, largest first, run alone with all threads."""
+    share = sum(job.memory for job in ordered) / workers
+    count = sum(2 * job.memory > memory or job.memory > share for job in ordered)
+    beside = ordered[count:]
+    room = memory // max(1, beside[len(beside) // 2].memory) if beside else 0
+    return count if len(beside) >= workers and room >= min(workers, FEWEST_BESIDE) else len(ordered)
+
+
+def _run_beside(pool: Pool, jobs: Sequence[Job], memory: int) -> None:
     running: dict[Future[None], int] = {}
     try:
-        for job in beside:
-            while len(running) == workers or sum(running.values()) + job.memory > memory:
+        for job in jobs:
+            while len(running) == pool.workers or sum(running.values()) + job.memory > memory:
                 _take_finished(running)
             running[pool.submit(_without_grad, job.begin())] = job.memory
         while running:
             _take_finished(running)
-    finally:
-        wait(running)
-
-
-def _split(jobs: Sequence[Job], fits: Callable[[Job], bool]) -> tuple[list[Job], list[Job]]:
-    return [job for job in jobs if fits(job)], [job for job in jobs if not fits(job)]
-
-
-def _take_finished(running: dict[Future[None], int]) -> None:
-    """Wait for one at least; raise if one failed, the earliest of them when all that run are done."""
-    finished, _ = wait(running, return_when=FIRST_COMPLETED)
-    if any(done.exception() for done in finished):
+    except BaseException:
         wait(running)
         for done in running:
             done.result()
+        raise
+
+
+def _take_finished(running: dict[Future[None], int]) -> None:
+    """Wait for one at least; raise if one failed."""
+    finished, _ = wait(running, return_when=FIRST_COMPLETED)
     for done in finished:
+        done.result()
         del running[done]
 
 

@@ -9,7 +9,7 @@ import torch
 from kernels.oracle import merge_truncated, relative
 
 from mergekit_3h.errors import TensorError
-from mergekit_3h.merging import FUSED_SHARE, is_excluded, matrix_bytes, merge_tensor, tensor_components
+from mergekit_3h.merging import MOST_EXTRA, is_excluded, matrix_bytes, merge_tensor, tensor_components
 from mergekit_3h.options import parse_options
 
 
@@ -46,7 +46,9 @@ def test_what_is_no_matrix_gets_the_weighted_mean_of_the_updates(shape: tuple[in
 def test_fused_experts_are_merged_matrix_by_matrix(count: int) -> None:
     """In turn, or side by side where the tensor is large beside what one of its matrices needs."""
     base, experts = family((count, 16, 12))
-    assert (2 * matrix_bytes(base.shape, 3, parse_options("tsvm", {})) < FUSED_SHARE * 4 * base.nbytes) == (count > 4)
+    room = MOST_EXTRA * 4 * base.nbytes - base.nbytes
+    need = matrix_bytes(base.shape, torch.float32, 3, parse_options("tsvm", {}))
+    assert (2 * need < room) == (count > 4)
     result = merged(base, experts)
     for i in range(count):
         single = merged(base[i], [expert[i] for expert in experts])

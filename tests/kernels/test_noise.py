@@ -110,3 +110,15 @@ def test_the_edge_of_a_large_tensor_is_found_without_a_copy_of_it() -> None:
         assert rounding_edge(expert, base) > 0
         assert rounding_edge(expert32, base32) > 0
     assert largest.elements < expert.numel() / 4
+
+
+def test_a_few_updated_rows_of_a_large_matrix_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fine-tuning moves few rows of an embedding: the sample must not be a few whole rows."""
+    generator = torch.Generator().manual_seed(0)
+    base = (0.02 * torch.randn(256, 8192, generator=generator)).bfloat16()
+    update = 1e-3 * torch.randn(256, 8192, generator=generator) * (torch.rand(256, 1, generator=generator) < 0.05)
+    expert = (base.float() + update).bfloat16()
+    sampled = rounding_edge(expert, base)
+    monkeypatch.setattr("mergekit_3h.kernels.noise.SAMPLE", expert.numel())
+    assert sampled == pytest.approx(rounding_edge(expert, base), rel=0.05)
+    assert sampled > 0

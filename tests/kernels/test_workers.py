@@ -85,10 +85,24 @@ def test_jobs_side_by_side_stay_within_the_memory() -> None:
 
 
 def test_a_job_too_large_to_share_runs_alone_with_all_threads() -> None:
+    """More than half of the memory; or of the work, so that nothing would be left to run beside it."""
+    for memory in (10, 1000):
+        watch = Watch()
+        run_jobs(CPU, [watch.job("small", 1), watch.job("large", 6), watch.job("other", 1)], memory=memory)
+        assert watch.threads == {"small": 1, "large": 2, "other": 1}
+        assert watch.finished[0] == "large"
+        assert watch.most == 6
+
+
+def test_jobs_of_which_too_few_fit_side_by_side_run_alone() -> None:
+    """Alone, a matrix has a thread for each of its tasks; two at once would leave two of four threads idle."""
+    torch.set_num_threads(4)
     watch = Watch()
-    run_jobs(CPU, [watch.job("small", 1), watch.job("large", 6), watch.job("other", 1)], memory=10)
-    assert watch.threads == {"small": 1, "large": 2, "other": 1}
-    assert watch.most == 6
+    run_jobs(CPU, [watch.job(str(i), 4) for i in range(8)], memory=10)
+    assert set(watch.threads.values()) == {4}
+    watch = Watch()
+    run_jobs(CPU, [watch.job(str(i), 3) for i in range(8)], memory=10)
+    assert set(watch.threads.values()) == {1} and watch.most == 9
 
 
 def test_fewer_jobs_than_threads_run_in_turn_with_all_threads() -> None:
@@ -97,10 +111,13 @@ def test_fewer_jobs_than_threads_run_in_turn_with_all_threads() -> None:
     assert watch.threads == {"only": 2}
 
 
-def test_without_a_number_two_of_the_largest_fit() -> None:
+def test_without_a_number_jobs_take_what_the_largest_needs() -> None:
     watch = Watch()
-    run_jobs(CPU, [watch.job(str(i), LEAST_MEMORY) for i in range(4)])
+    run_jobs(CPU, [watch.job("large", 2 * LEAST_MEMORY), *(watch.job(str(i), LEAST_MEMORY) for i in range(4))])
     assert watch.most == 2 * LEAST_MEMORY
+    watch = Watch()
+    run_jobs(CPU, [watch.job(str(i), LEAST_MEMORY // 2) for i in range(4)])
+    assert watch.most == LEAST_MEMORY
 
 
 def test_no_job_begins_after_one_has_failed_and_the_earliest_error_is_raised() -> None:
@@ -142,3 +159,14 @@ def test_blas_threads_that_are_no_number(monkeypatch: pytest.MonkeyPatch, value:
             run_all(CPU, [lambda: None])
     finally:
         blas_threads.cache_clear()
+
+
+def test_an_error_that_came_first_is_not_lost_to_one_of_beginning() -> None:
+    watch = Watch()
+
+    def begin() -> Callable[[], None]:
+        time.sleep(0.05)  # the first job has failed by then
+        raise OSError("cannot be read")
+
+    with pytest.raises(MemoryError, match="first"):
+        run_jobs(CPU, [watch.job("first", 2, fails=True), Job(1, begin), Job(1, begin)], memory=100)

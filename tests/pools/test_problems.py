@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from torch import nn
 from fusion_bench_ext.algorithms import RTSVM, TSVM, MergeKitAlgorithm
 from mergekit_3h.errors import ModelError, OptionError, TensorError, ThreeHError
 
-from .conftest import EXPERTS
+from .conftest import EXPERTS, pool_of
 
 NAME = "model.layers.1.mlp.down_proj.weight"
 
@@ -261,7 +262,12 @@ def test_quantised_weights():
         TSVM().run(BaseModelPool(models))
 
 
-@pytest.mark.parametrize("value", [0, -1.5, "much", True])
-def test_memory_that_is_no_size(value):
-    with pytest.raises(OptionError, match=rf"'memory_gb': got {value!r}; expected a number of gigabytes"):
+@pytest.mark.parametrize("value", [0, -1.5, "much", True, float("inf"), float("nan"), [1]])
+def test_memory_that_is_no_size(value, llama):
+    message = re.escape(f"'memory_gb': got {value!r}; expected a number of gigabytes above 0")
+    with pytest.raises(OptionError, match=message):
         TSVM(memory_gb=value)
+    later = TSVM()
+    later.memory_gb = value
+    with pytest.raises(OptionError, match=message):
+        later.run(pool_of(llama, lazy=True))

@@ -1,0 +1,55 @@
+"""The memory that a matrix is said to need bounds what a process really takes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+MEASURE = """
+import json, sys
+import torch
+torch.set_num_threads(1)
+from mergekit_3h.benchmarks.memory import PeakMemory
+from mergekit_3h.kernels.assembly import merge
+from mergekit_3h.kernels.tasks import TaskMatrices
+from mergekit_3h.merging import matrix_bytes
+from mergekit_3h.options import parse_options
+
+rows, columns, experts, options = json.loads(sys.argv[1])
+options = parse_options("rtsvm", options)
+generator = torch.Generator().manual_seed(0)
+base = torch.randn(rows, columns, generator=generator)
+tensors = [base + 1e-3 * torch.randn(rows, columns, generator=generator) for _ in range(experts)]
+small = [tensor[:64, :64] for tensor in tensors]
+merge(TaskMatrices(small, base[:64, :64]), [1.0] * experts, options.settings())  # what libraries allocate once
+with PeakMemory(torch.device("cpu")) as peak:
+    merged, _ = merge(TaskMatrices(tensors, base), [1.0] * experts, options.settings())
+print(json.dumps([peak.extra, matrix_bytes(base.shape, base.dtype, experts, options)]))
+"""
+
+BLAS_BUFFERS = 8e6
+"""What BLAS allocates at its first large product and keeps: it belongs to no matrix."""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak cannot be reset")
+@pytest.mark.parametrize(
+    ("rows", "columns", "experts", "options"),
+    [
+        (1024, 1024, 2, {}),
+        (1024, 1024, 3, {}),
+        (3200, 640, 5, {"rank_budget": "per_task"}),
+        (1920, 640, 3, {"order": "orthogonalize_first"}),
+        (640, 3200, 3, {}),
+        (640, 1280, 3, {"preset": "paper"}),
+    ],
+)
+def test_a_merge_takes_no_more_memory_than_it_says(
+    rows: int, columns: int, experts: int, options: dict[str, str]
+) -> None:
+    command = [sys.executable, "-c", MEASURE, json.dumps([rows, columns, experts, options])]
+    taken, said = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert taken < said + BLAS_BUFFERS
+    assert said < 3 * taken  # a bound that is far off would keep matrices from being merged side by side
