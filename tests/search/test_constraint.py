@@ -52,6 +52,16 @@ def test_the_best_domain_quality_within_the_limit(quadratic, solver: str, optimi
     assert found["domain"] == pytest.approx(best, abs=0.01)
 
 
+def test_a_limit_that_is_kept_from_the_start_does_not_end_the_descent(quadratic) -> None:
+    """Many coefficients need more steps than one round of the multiplier has."""
+    runner = quadratic(3, groups=11)
+    free = solve(runner, runner.layout, SearchOptions(safety_weight=0.0, convergence=1e-6))
+    loose = solve(runner, runner.layout, SearchOptions(min_safety=0.01, convergence=1e-6))
+    assert max(point.violation for point in loose.points) < 0, "the limit must not bind, or this shows nothing"
+    found, best = (solution.best.measured.losses["domain"] for solution in (loose, free))
+    assert found == pytest.approx(best, rel=1e-3)
+
+
 def test_a_limit_that_cannot_be_kept_is_said(quadratic, caplog: pytest.LogCaptureFixture) -> None:
     runner = quadratic(2)
     options = SearchOptions(min_safety=1.0, max_coefficient=0.1, start=0.05, max_evaluations=20)

@@ -87,8 +87,9 @@ def _bfgs(search: Search, point: Point) -> str:
             return reason
         before = lagrangian.multiplier
         lagrangian.adapt(point)
-        if point.violation <= 0 and abs(lagrangian.multiplier - before) <= 0.01 * max(before, 1.0):
-            return "converged"
+        is_steady = abs(lagrangian.multiplier - before) <= 0.01 * max(before, 1.0)
+        if reason == "converged" and is_steady and point.violation <= 0:
+            return reason
     return reason
 
 
