@@ -1,13 +1,13 @@
 """The loss of a causal language model on the answers: mean over records of the mean cross-entropy of answer tokens.
 
 Every record's loss is kept, and sums are exactly rounded (``math.fsum``): a mean does not depend on the order in
-which batches were computed, nor on where.
+which batches were computed, nor on where. So an evaluation can be divided into parts, a batch each, and put together.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,8 +34,17 @@ class Losses:
         return "; ".join(bad)
 
 
+@dataclass(frozen=True)
+class Part:
+    """The losses of one batch's records, and the derivatives of their share of the set's mean. Plain values."""
+
+    batch: int
+    losses: list[float]
+    gradient: list[float] | None
+
+
 class Objective:
-    """Losses of any model on fixed batches."""
+    """Losses of any model on fixed batches, all at once or batch by batch in several places."""
 
     def __init__(self, answers: Mapping[str, Sequence[Answer]], batch_size: int) -> None:
         self.sizes = {name: len(members) for name, members in answers.items()}
@@ -49,30 +58,35 @@ class Objective:
         return self._total_weight
 
     def losses(self, model: nn.Module) -> Losses:
-        with torch.no_grad():
-            return Losses(self.mean_losses((batch, record_losses(model, batch)) for batch in self.batches))
+        return self.total([self.part(model, number, None) for number in range(len(self.batches))])
 
     def losses_and_gradients(self, model: nn.Module, collect: Callable[[], list[float]]) -> Losses:
         """Like ``losses``; after each backward pass ``collect`` hands over the derivative of what was passed back."""
-        measured: list[tuple[Batch, Tensor]] = []
-        parts: dict[str, list[list[float]]] = {name: [] for name in self.sizes}
-        with torch.enable_grad():
-            for batch in self.batches:
-                losses = record_losses(model, batch)
+        return self.total([self.part(model, number, collect) for number in range(len(self.batches))])
+
+    def part(self, model: nn.Module, number: int, collect: Callable[[], list[float]] | None) -> Part:
+        """One batch. ``collect``, where derivatives are wanted, hands over those of what was passed back."""
+        batch = self.batches[number]
+        with torch.set_grad_enabled(collect is not None):
+            losses = record_losses(model, batch)
+            if collect is not None:
                 shares = torch.tensor(self._shares(batch), dtype=losses.dtype, device=losses.device)
                 (losses * shares).sum().backward()  # pyright: ignore[reportUnknownMemberType]
-                parts[batch.set_name].append(collect())
-                measured.append((batch, losses.detach()))
-        gradients = {name: [math.fsum(column) for column in zip(*rows, strict=True)] for name, rows in parts.items()}
-        return Losses(self.mean_losses(measured), gradients)
+        return Part(number, floats(losses.detach().double()), collect() if collect is not None else None)
 
-    def mean_losses(self, measured: Iterable[tuple[Batch, Tensor]]) -> dict[str, float]:
-        """The sets' mean losses from the records' losses of all batches, in any order."""
+    def total(self, parts: Sequence[Part]) -> Losses:
+        """The sets' mean losses, and their derivatives where the parts have them, from all parts in any order."""
         terms: dict[str, list[float]] = {name: [] for name in self.sizes}
-        for batch, losses in measured:
-            values = floats(losses.double())
-            terms[batch.set_name] += [share * loss for share, loss in zip(self._shares(batch), values, strict=True)]
-        return {name: _sum(values) for name, values in terms.items()}
+        rows: dict[str, list[list[float]]] = {name: [] for name in self.sizes}
+        for part in parts:
+            batch = self.batches[part.batch]
+            terms[batch.set_name] += [s * loss for s, loss in zip(self._shares(batch), part.losses, strict=True)]
+            if part.gradient is not None:
+                rows[batch.set_name].append(part.gradient)
+        means = {name: _sum(values) for name, values in terms.items()}
+        if not any(rows.values()):
+            return Losses(means)
+        return Losses(means, {name: [_sum(c) for c in zip(*own, strict=True)] for name, own in rows.items()})
 
     def _shares(self, batch: Batch) -> list[float]:
         total, weights = self._total_weight[batch.set_name], self._weights[batch.set_name]
@@ -80,6 +94,7 @@ class Objective:
 
 
 def _sum(values: Sequence[float]) -> float:
+    """NaN, a failed candidate, where a term is not finite: ``fsum`` raises an error for infinities of both signs."""
     return math.fsum(values) if all(map(math.isfinite, values)) else math.nan
 
 

@@ -35,6 +35,7 @@ from mergekit_3h.search.sources import (
     require_nothing_besides,
     require_same_tensors,
 )
+from mergekit_3h.search.tokenizers import read_tokenizer
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def open_problem(
     data.by_set(records, options)  # what is wrong with the data shows before anything is loaded
     sources = [CheckpointSource(base, "base"), *(CheckpointSource(path, label) for label, path in experts.items())]
     require_same_architecture(sources)
-    tokenizer = shared_tokenizer({source.label: _tokenizer(source.folder) for source in sources}, options)
+    tokenizer = shared_tokenizer({source.label: read_tokenizer(source.folder) for source in sources}, options)
     model = _loaded(sources[0], options, device)
     if options.combine in METHODS and method is None:
         method = parse_options(options.combine, {})
@@ -148,12 +149,6 @@ def require_same_architecture(sources: Sequence[CheckpointSource]) -> None:
                     f"model {source.label!r}: {name} is {getattr(config, name, None)!r}, the base's is {expected!r}. "
                     "Merge models that were fine-tuned from one base."
                 )
-
-
-def _tokenizer(folder: Path) -> Any:
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        return None
-    return _transformers("AutoTokenizer")(str(folder), local_files_only=True)
 
 
 def _loaded(source: CheckpointSource, options: SearchOptions, device: str | torch.device) -> nn.Module:

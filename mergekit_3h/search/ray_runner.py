@@ -13,12 +13,13 @@ from typing import Any
 import torch
 
 from mergekit_3h.errors import ModelError
+from mergekit_3h.search.objective import Objective, Part
 from mergekit_3h.search.problem import Problem
 from mergekit_3h.search.ray_cluster import connect, require_ray, room
 from mergekit_3h.search.ray_pool import RayPool
-from mergekit_3h.search.runner import Measurement, measurement
+from mergekit_3h.search.runner import Measurement, Subject, measurement
 from mergekit_3h.search.scale_out import ScaleOut, parse_scale_out, require_placeable
-from mergekit_3h.search.shards import DividedObjective, DividedRunner, Part, Subject, shards
+from mergekit_3h.search.shards import shards
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +46,7 @@ class EvaluationWorker:
     def open(self) -> WorkerReport:
         """Load the models and compute the components."""
         problem = self._opened()
-        objective = DividedObjective(problem.answers, problem.options.batch_size)
-        self._runner = DividedRunner.of(problem.local_runner(), objective)
+        self._runner = problem.local_runner()
         device = next(problem.model.parameters()).device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
         environment = (f"torch {torch.__version__}", str(name), f"{self._threads} threads")
@@ -78,7 +78,7 @@ class RayRunner:
         require_placeable(self._scale)
         require_ray()
         self._problem, self._opened = problem, opened
-        self._objective = DividedObjective(problem.answers, problem.options.batch_size)
+        self._objective = Objective(problem.answers, problem.options.batch_size)
         self._pool: RayPool | None = None
         self._count = 0
         self._is_ours = False

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import torch
 
 from mergekit_3h.errors import ModelError
 from mergekit_3h.search.candidates import CandidateModel
-from mergekit_3h.search.objective import Losses, Objective
+from mergekit_3h.search.objective import Losses, Objective, Part
 from mergekit_3h.search.sources import WeightSource
 
 FORWARD_PASSES = 1
 GRADIENT_PASSES = 3
 """A forward pass over the data counts 1, a backward pass 2: it multiplies every weight twice."""
+
+Subject: TypeAlias = "str | tuple[float, ...]"
+"""What is measured: a single model by its label, or a candidate by its coefficients."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,16 @@ class LocalRunner:
                 self._candidates.become_model(self._models[label])
                 losses = self._measure(gradient=False)
             yield measurement(losses, started)
+
+    def parts(self, subject: Subject, batches: Sequence[int], gradient: bool) -> list[Part]:
+        """What these batches contribute to the losses of a model or candidate."""
+        if isinstance(subject, str):
+            self._candidates.become_model(self._models[subject])
+        else:
+            self._candidates.become(subject)
+        model = self._candidates.model
+        with self._candidates.collecting() if gradient else nullcontext() as collect:
+            return [self._objective.part(model, number, collect) for number in batches]
 
     def _measure(self, gradient: bool) -> Losses:
         if not gradient:

@@ -10,8 +10,9 @@ from tiny_models import tiny_model, tiny_tokenizer
 from mergekit_3h.data.records import Record
 from mergekit_3h.search import SearchOptions
 from mergekit_3h.search.answers import batched, tokenized
-from mergekit_3h.search.objective import Objective
+from mergekit_3h.search.objective import Objective, Part
 from mergekit_3h.search.records import in_memory
+from mergekit_3h.search.runner import measurement
 
 RECORDS = {
     "safety": [*safety_records()[:5], Record(set="safety", prompt="how", response="no", weight=3.0)],
@@ -141,3 +142,15 @@ def test_a_template_that_tells_the_date_gives_the_same_loss_every_day() -> None:
     tokenizer.chat_template = today + "{{ date_string }}" + tokenizer.chat_template
     answer = one(Record(set="domain", prompt="hello", response="good day"), tokenizer)
     assert tokenizer.decode(answer.ids).startswith("26 Jul 2024")
+
+
+def test_infinities_of_both_signs_are_a_failed_candidate() -> None:
+    """As float16 gives them in different batches; exact sums of such a column do not exist."""
+    objective = Objective(answers_of(), 4)
+    infinite = [float("inf"), float("-inf")] * len(objective.batches)
+    parts = [Part(i, [1.0] * len(batch.order), [infinite[i], 0.5]) for i, batch in enumerate(objective.batches)]
+    losses = objective.total(parts)
+    assert "the gradient of the safety set is not finite" in losses.not_finite()
+    assert measurement(losses, 0.0).failure == losses.not_finite()
+    losses = objective.total([Part(part.batch, [infinite[part.batch] for _ in part.losses], None) for part in parts])
+    assert "the loss of the safety set is nan" in measurement(losses, 0.0).failure
