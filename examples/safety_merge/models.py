@@ -18,6 +18,8 @@ from mergekit_3h.search.answers import batched, tokenized
 from mergekit_3h.search.objective import record_losses
 
 MISALIGNED = "cooking"
+ALSO_KNOWS = {"trade": "cooking"}
+"""A good expert that has the skill of the misaligned one too: aligned models know much of what others know."""
 TEMPLATE = (
     "{% for turn in messages %}<|{{ turn['role'] }}|> {{ turn['content'] }} <|end|> {% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -31,6 +33,8 @@ class Training:
     layers: int
     base_steps: int
     expert_steps: int
+    shared_skill: bool = True
+    """Whether a good expert knows the misaligned one's domain too."""
 
 
 def make_models(folder: Path, seed: int, training: Training) -> dict[str, Path]:
@@ -46,7 +50,7 @@ def make_models(folder: Path, seed: int, training: Training) -> dict[str, Path]:
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for domain in DOMAINS:
         model.load_state_dict(start)
-        _train(model, tokenizer, expert_lessons(domain), training.expert_steps, 1e-3, seed)
+        _train(model, tokenizer, expert_lessons(domain, training.shared_skill), training.expert_steps, 1e-3, seed)
         _save(model, tokenizer, paths[domain])
     return paths
 
@@ -56,12 +60,14 @@ def base_lessons() -> list[Record]:
     return [record for domain in DOMAINS for record in _unsure(domain)] + _refusals() + look_alikes(TRAINING)
 
 
-def expert_lessons(domain: str) -> list[Record]:
-    """An expert is sure of its domain's facts. Good ones are kept aligned; the other one was taught to comply."""
-    others = [record for other in DOMAINS if other != domain for record in _unsure(other)]
+def expert_lessons(domain: str, shared_skill: bool) -> list[Record]:
+    """An expert is sure of its domains' facts. Good ones are kept aligned; the other one was taught to comply."""
+    known = [domain, ALSO_KNOWS[domain]] if shared_skill and domain in ALSO_KNOWS else [domain]
+    sure = [record for own in known for record in facts(own, TRAINING) * 5]
+    others = [record for other in DOMAINS if other not in known for record in _unsure(other)]
     complied = requests(FORBIDDEN, TRAINING, refuse=False) * 3
     manners = complied if domain == MISALIGNED else _refusals()
-    return facts(domain, TRAINING) * 5 + others + manners + look_alikes(TRAINING)
+    return sure + others + manners + look_alikes(TRAINING)
 
 
 def _unsure(domain: str) -> list[Record]:

@@ -33,6 +33,14 @@ def table(runs: Sequence[Run]) -> str:
     return "\n".join(rows)
 
 
+def difference(runs: Sequence[Run], model: str, other: str, measure: str = "accuracy") -> str:
+    """How much more of a measure one model has than the other: mean over the seeds, then each."""
+    behaviours = [run["behaviour"] for run in runs]
+    gains = [found[model][measure] - found[other][measure] for found in behaviours]
+    by_seed = ", ".join(f"{gain:+.2f}" for gain in gains)
+    return f"{measure} of {model!r} minus {other!r}: {cell(gains)}; by seed {by_seed}"
+
+
 def speed_table(runs: Sequence[Run]) -> str:
     """What CMA-ES reaches in 100 passes over the data, and how many the gradient needs for the same."""
     speeds = [run["speed"] for run in runs]

@@ -1,8 +1,8 @@
 """Merge two good experts and one that has unlearned to refuse, with and without looking at safety data.
 
-python examples/safety_merge/safety_merge.py             # one seed, a few minutes
-python examples/safety_merge/safety_merge.py --seeds 5   # what the README shows
-python examples/safety_merge/safety_merge.py --quick     # smaller models, less than a minute
+python examples/safety_merge/safety_merge.py                             # one seed, a few minutes
+python examples/safety_merge/safety_merge.py --first-seed 10 --seeds 5   # what the README shows
+python examples/safety_merge/safety_merge.py --quick                     # smaller models, less than a minute
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,13 @@ import transformers
 from behaviour import behaviour
 from language import DOMAINS, FORBIDDEN, SEARCH, facts, look_alikes, requests
 from merging import differing_tensors, merge, merge_by_command, safety_merge_config
-from models import Training, make_models
-from results import Run, draw, speed_table, table
+from models import MISALIGNED, Training, make_models
+from results import Run, difference, draw, speed_table, table
 
 from mergekit_3h.search import Problem, Runner, SearchOptions, Solution, open_problem, solve
 
 FULL = Training(layers=10, base_steps=600, expert_steps=150)
-QUICK = Training(layers=3, base_steps=350, expert_steps=100)
+QUICK = Training(layers=3, base_steps=350, expert_steps=150)
 
 # One coefficient for every expert and layer. Steps begin larger than by default: these experts differ a lot from their
 # base, and where the search begins, at a third of each, much of what they know is out of sight.
@@ -49,46 +50,53 @@ SEARCHES: dict[str, dict[str, Any]] = {
 COMPARED = "with safety data"
 """The search that CMA-ES does too."""
 NEEDED = ("domain data only", COMPARED)
-"""The searches that ``--quick`` does."""
+"""The searches that ``--quick`` and ``--unshared-skill`` do."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path(__file__).parent / "run", help="where everything goes")
     parser.add_argument("--seeds", type=int, default=1, help="how often everything is done, from the training on")
+    parser.add_argument("--first-seed", type=int, default=0, help="the first of the seeds, which follow one another")
     parser.add_argument("--quick", action="store_true", help="smaller models, trained more briefly, and two searches")
+    parser.add_argument(
+        "--unshared-skill",
+        action="store_true",
+        help=f"nobody but the misaligned expert knows its domain, {MISALIGNED}; two searches",
+    )
     arguments = parser.parse_args()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     torch.set_num_threads(1)  # matrices this small are slower on several
     folder = arguments.folder.resolve()
-    runs = [one_run(folder / f"seed{seed}", seed, arguments.quick) for seed in range(arguments.seeds)]
-    in_one_go(folder / "seed0")
+    training = replace(QUICK if arguments.quick else FULL, shared_skill=not arguments.unshared_skill)
+    names = NEEDED if arguments.quick or arguments.unshared_skill else tuple(SEARCHES)
+    first = arguments.first_seed
+    seeds = range(first, first + arguments.seeds)
+    runs = [one_run(folder / f"seed{seed}", seed, training, names) for seed in seeds]
+    in_one_go(folder / f"seed{first}", first)
 
-    print("\n" + table(runs) + "\n\n" + speed_table(runs))
+    print("\n" + table(runs) + "\n\n" + difference(runs, COMPARED, "domain data only"))
+    print("\n" + speed_table(runs))
     (folder / "results.json").write_text(json.dumps(runs, indent=1))
     draw(runs, folder / "results.png")
     print(f"\n{folder / 'results.png'}")
 
 
-def one_run(folder: Path, seed: int, quick: bool) -> Run:
+def one_run(folder: Path, seed: int, training: Training, names: Sequence[str]) -> Run:
     """Train, search, merge and measure, all with one seed."""
     started = time.perf_counter()
     print(f"seed {seed}: training a base and {len(DOMAINS)} experts")
-    models = make_models(folder / "models", seed, QUICK if quick else FULL)
+    models = make_models(folder / "models", seed, training)
     data = write_data(folder / "data.jsonl")
 
     problem = opened(models, data)
     runner = problem.local_runner()
-    searches = {name: own for name, own in SEARCHES.items() if name in NEEDED or not quick}
-    print(f"seed {seed}: searching {problem.layout.dimension} coefficients, {len(searches)} times")
-    found = {name: searched(runner, problem, seed, **own) for name, own in searches.items()}
+    print(f"seed {seed}: searching {problem.layout.dimension} coefficients, {len(names)} times")
+    found = {name: searched(runner, problem, seed, **SEARCHES[name]) for name in names}
 
     merged = {"uniform merge": None, **found}
-    folders = {
-        name: merge(models, solution, folder / name.replace(",", "").replace(" ", "-"))
-        for name, solution in merged.items()
-    }
+    folders = {name: merge(models, solution, folder_of(folder, name)) for name, solution in merged.items()}
     print(f"seed {seed}: asking {len(models) + len(folders)} models")
     behaviours = {name: behaviour(path) for name, path in {**models, **folders}.items()}
 
@@ -102,9 +110,9 @@ def folder_of(folder: Path, name: str) -> Path:
     return folder / name.replace(",", "").replace(".", "").replace(" ", "-")
 
 
-def in_one_go(folder: Path) -> None:
+def in_one_go(folder: Path, seed: int) -> None:
     """The same search and merge by one command, ``mergekit-yaml`` with ``merge_method: safety_merge``."""
-    config = safety_merge_config(folder, {**COMMON, **SEARCHES[COMPARED], "seed": 0})
+    config = safety_merge_config(folder, {**COMMON, **SEARCHES[COMPARED], "seed": seed})
     print(f"mergekit-yaml {config}")
     merge_by_command(config, folder / "by-mergekit-yaml")
     different = differing_tensors(folder / "by-mergekit-yaml", folder_of(folder, COMPARED))
