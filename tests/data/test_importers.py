@@ -385,7 +385,6 @@ def test_an_ill_formed_cell_of_a_csv_file_has_its_line_number(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("name", "content", "says"),
-# Every worker of a parallel run must collect the same names, so no content may hold the time.
     [
         ("a.csv", b"", "no rows"),
         ("a.jsonl", b"\n\n", "no rows"),
@@ -393,6 +392,7 @@ def test_an_ill_formed_cell_of_a_csv_file_has_its_line_number(tmp_path: Path) ->
         ("a.json", b'{"prompt": "Blue?"}\n{"prompt": "Red?"}\n', "name the file .jsonl"),
         ("a.parquet", b"not parquet", "not a readable Parquet file"),
         ("a.csv", b"prompt,category\n\xff\xfe\xfd,x\n", "UTF-8"),
+        # mtime: every worker of a parallel run must collect the same name, so it may not hold the time.
         ("a.csv.gz", gzip.compress(b"prompt,category\nBlue?,x\n", mtime=0)[:-12], "decompressed"),
         ("a.csv.gz", b"prompt,category\n", "decompressed"),
         ("a.xlsx", b"", "cannot tell the format from the name"),
