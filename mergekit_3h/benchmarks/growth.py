@@ -29,6 +29,9 @@ CASES = (
 
 MATRICES_PER_THREAD = 2
 
+_RUNS = FEWEST_ROUNDS + 2
+"""What a case takes at least: the first run, the rounds, and products and decompositions for comparison."""
+
 
 @dataclass(frozen=True)
 class Growth:
@@ -64,18 +67,15 @@ def measure_growth(plan: Plan, say: Callable[[str], None]) -> GrowthTable:
     start_template([OURS], plan.device)
     end = monotonic() + plan.budget
     cheap_first = sorted(CASES, key=_operations)
+    costs = [_operations(case) for case in cheap_first]
     found: list[Growth] = []
-    fewest = 0.0  # seconds that the next case takes at least
     for i, (rows, columns, experts) in enumerate(cheap_first):
         left = end - monotonic()
-        if left < fewest:
-            break
-        start = monotonic()
-        say(f"{rows}x{columns}, n = {experts}")
         shape = MatrixShape(rows, columns, MATRICES_PER_THREAD * plan.threads)
-        found.append(_measured(replace(plan, experts=experts), shape, left / (len(cheap_first) - i)))
-        if i + 1 < len(cheap_first):
-            fewest = (monotonic() - start) * _operations(cheap_first[i + 1]) / _operations(cheap_first[i])
+        if left < (found[-1].seconds * costs[i] / costs[i - 1] * shape.count * _RUNS if found else 0):
+            break
+        say(f"{rows}x{columns}, n = {experts}")
+        found.append(_measured(replace(plan, experts=experts), shape, left * costs[i] / sum(costs[i:])))
     if not found:
         raise OptionError(f"--budget: {plan.budget:.3g} s are not enough for a single case of --growth")
     left_out = [f"{rows}x{columns}, n = {experts}" for rows, columns, experts in cheap_first[len(found) :]]
