@@ -17,9 +17,10 @@ from mergekit_3h.benchmarks.budget import MOST_ROUNDS
 from mergekit_3h.benchmarks.contenders import OURS
 from mergekit_3h.benchmarks.families import MatrixShape
 from mergekit_3h.benchmarks.plans import Plan
-from mergekit_3h.benchmarks.processes import Contestant, Errors, FirstRun
+from mergekit_3h.benchmarks.processes import Contestant
 from mergekit_3h.benchmarks.products import product_flops
 from mergekit_3h.benchmarks.results import ContenderResult, GemmBound, Measurement, Ratio, spread
+from mergekit_3h.benchmarks.serving import Errors, FirstRun
 
 
 def measure(plan: Plan, stream: Sequence[MatrixShape], seconds: float, *, with_oracle: bool) -> Measurement:

@@ -10,7 +10,7 @@ from mergekit_3h.benchmarks.budget import FEWEST_ROUNDS
 from mergekit_3h.benchmarks.contenders import OURS, Recipe
 from mergekit_3h.benchmarks.families import MatrixShape
 from mergekit_3h.benchmarks.problems import Problem, UpdateKind
-from mergekit_3h.benchmarks.processes import Job
+from mergekit_3h.benchmarks.serving import Job
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ import pytest
 from mergekit_3h.benchmarks.contenders import OURS, Recipe
 from mergekit_3h.benchmarks.end_to_end import MergeRunError, run_process
 from mergekit_3h.benchmarks.problems import Problem
-from mergekit_3h.benchmarks.processes import ContenderError, Contestant, Job
+from mergekit_3h.benchmarks.processes import ContenderError, Contestant
+from mergekit_3h.benchmarks.serving import Job
 
 JOB = Job(OURS, ((Problem(32, 16, 2, "float32", "flat"), 1),), Recipe("tsvm"))
 
