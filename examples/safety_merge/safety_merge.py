@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,11 @@ def main() -> None:
         help=f"nobody but the misaligned expert knows its domain, {MISALIGNED}; two searches",
     )
     arguments = parser.parse_args()
+    if arguments.seeds < 1:
+        parser.error(f"--seeds: got {arguments.seeds}, expected 1 or more")
+    missing = [package for package in ("cma", "matplotlib") if find_spec(package) is None]
+    if missing:
+        parser.error(f"needs {' and '.join(missing)}: pip install -c constraints.txt -e '.[search,plots]'")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     torch.set_num_threads(1)  # matrices this small are slower on several

@@ -64,3 +64,27 @@ def test_results_are_written(folder: Path) -> None:
     assert run["speed"]["gradient"] < run["speed"]["uniform"]
     readme = (EXAMPLE / "README.md").read_text()
     assert all(f"| {model} |" in readme for model in run["behaviour"])
+
+
+@pytest.mark.parametrize(("value", "message"), [("0", "expected 1 or more"), ("x", "invalid int value")])
+def test_a_number_of_seeds_that_is_none(value: str, message: str) -> None:
+    command = [sys.executable, str(EXAMPLE / "safety_merge.py"), "--seeds", value]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_missing_package_is_named_before_anything_is_trained(tmp_path: Path) -> None:
+    program = (
+        "import sys, runpy\n"
+        "import importlib.util as util\n"
+        "found = util.find_spec\n"
+        "util.find_spec = lambda name, package=None: None if name == 'cma' else found(name, package)\n"
+        "sys.argv = sys.argv[1:]\n"
+        "sys.path.insert(0, sys.argv[0].rpartition('/')[0])\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    command = [sys.executable, "-c", program, str(EXAMPLE / "safety_merge.py"), "--folder", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "needs cma: pip install -c constraints.txt -e '.[search,plots]'" in done.stderr
+    assert not (tmp_path / "run").exists()
