@@ -54,6 +54,15 @@ def test_estimate_follows_the_output_dtype(llamas: Workshop) -> None:
     assert half.output_bytes * 2 == full.output_bytes and half.read_bytes == full.read_bytes
 
 
+def test_estimate_follows_the_options(llamas: Workshop) -> None:
+    """Wider factors need more memory; an option that differs by layer does not stop the estimate."""
+    shared, per_task, by_layer = (
+        examine(llamas.write(llamas.config("rtsvm", parameters={"rank_budget": value, "gamma": gamma}))).estimates[0]
+        for value, gamma in (("shared", 0.2), ("per_task", 0.2), ("shared", [0.0, 0.4]))
+    )
+    assert per_task.peak_bytes > shared.peak_bytes == by_layer.peak_bytes
+
+
 def test_missing_model(llamas: Workshop) -> None:
     models = [{"model": str(llamas.folder / "expret0")}, {"model": str(llamas.experts[1])}]
     finding = only(llamas.lint(llamas.config(models=models)), "missing-model")

@@ -8,10 +8,10 @@ from typing import Any
 
 from mergekit_3h.inspection.checkpoints import DTYPE_BYTES
 from mergekit_3h.inspection.throughput import Throughput, measure_throughput
-from mergekit_3h.merging import merges_as_matrices
+from mergekit_3h.merging import matrix_bytes, merges_as_matrices
 from mergekit_3h.methods.lint.models import NamedModel
 from mergekit_3h.methods.lint.plan import PlannedTensor, source_tensors
-from mergekit_3h.options import METHODS, parse_options
+from mergekit_3h.options import METHODS, TSVMOptions, option_names, parse_options
 
 # mergekit collects tensors up to this size before it writes a shard (its --out-shard-size).
 SHARD_BYTES = 5_000_000_000
@@ -22,8 +22,6 @@ _WIDTH_ORDER = ("BF16", "F16", "F32", "F64")
 # Passes over each input, a heuristic: methods that trim by magnitude sort every tensor.
 _PLAIN_PASSES, _SORTING_PASSES = 8, 30
 _SORTING_METHODS = ("ties", "breadcrumbs", "breadcrumbs_ties", "della", "della_linear", "sce", "ram", "ramplus_tl")
-# Float64 factors and their workspaces beside the float32 updates, per task and per entry of the Gram matrix.
-_GRAM_COPIES = 4
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,8 @@ def estimate_merge(config: Any, plan: list[PlannedTensor], models: list[NamedMod
     compute += sum(_decomposition_seconds(tensor, speed) for tensor in plan if tensor.name in matrices)
     output = sum(_elements(tensor) * _output_width(config, tensor) for tensor in plan)
     read = sum(given.stored.nbytes for tensor in plan for given in tensor.inputs if given.stored)
-    working = max((_working_bytes(tensor, tensor.name in matrices) for tensor in plan), default=0)
+    options = _plain_options(config)
+    working = max((_working_bytes(tensor, options if tensor.name in matrices else None) for tensor in plan), default=0)
     pickles = sum(file.stat().st_size for file in files if file.suffix != ".safetensors")
     what = "float64 eigendecompositions and products" if method in METHODS else "element-wise passes"
     return Estimate(
@@ -81,12 +80,22 @@ def decomposed(config: Any, plan: list[PlannedTensor]) -> list[str]:
     """Names of the tensors that go through singular vectors: none but those of our own methods."""
     import torch
 
-    if config.merge_method not in METHODS:
+    options = _plain_options(config)
+    if options is None:
         return []
-    exclude = (config.parameters or {}).get("exclude", "")
-    options = parse_options(config.merge_method, {"exclude": exclude if isinstance(exclude, str) else ""})
     shapes = {tensor.name: torch.empty(tensor.shape, device="meta") for tensor in plan}
     return [name for name, shape in shapes.items() if merges_as_matrices(name, shape, options)]
+
+
+def _plain_options(config: Any) -> TSVMOptions | None:
+    """Options of one of our own methods, as far as they are the same for all tensors."""
+    if config.merge_method not in METHODS:
+        return None
+    names = option_names(config.merge_method)
+    given = (config.parameters or {}).items()
+    plain = {name: value for name, value in given if name in names and not isinstance(value, list | dict)}
+    plain.pop("weight", None)
+    return parse_options(config.merge_method, plain)
 
 
 def _elements(tensor: PlannedTensor) -> int:
@@ -136,10 +145,12 @@ def _decomposition_seconds(tensor: PlannedTensor, speed: Throughput) -> float:
     return count * (decompositions * speed.eigh_unit * short**3 + flops / speed.gemm_flops)
 
 
-def _working_bytes(tensor: PlannedTensor, is_decomposed: bool) -> int:
+def _working_bytes(tensor: PlannedTensor, options: TSVMOptions | None) -> int:
+    """With the tensor's inputs; ``options`` of our own methods where it goes through singular vectors."""
+    import torch
+
     inputs = sum(given.stored.nbytes for given in tensor.inputs if given.stored)
-    updates = _experts(tensor) * _elements(tensor) * 4
-    if not is_decomposed:
-        return inputs + 2 * updates
-    _, short, _ = _matrices(tensor)
-    return inputs + updates + _GRAM_COPIES * _experts(tensor) * short**2 * 8
+    if options is None:
+        return inputs + 2 * _experts(tensor) * _elements(tensor) * 4
+    whole_result = 4 * _elements(tensor) if len(tensor.shape) > 2 else 0
+    return inputs + whole_result + matrix_bytes(tensor.shape, torch.float32, _experts(tensor), options)
