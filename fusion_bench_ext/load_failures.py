@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from mergekit_3h.checkpoints.headers import Checkpoint, read_checkpoint
+from mergekit_3h.checkpoints.locations import locate
 from mergekit_3h.errors import ModelError, TensorError, ThreeHError
-from mergekit_3h.inspection.checkpoints import Checkpoint, read_checkpoint
-from mergekit_3h.inspection.models import locate
 
 
 def load_failure(name: str, path: Any, error: Exception) -> ThreeHError:

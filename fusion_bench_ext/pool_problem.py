@@ -16,13 +16,13 @@ from fusion_bench_ext.agreement import names_to_merge
 from fusion_bench_ext.assembly import build_module
 from fusion_bench_ext.models import OpenModel
 from fusion_bench_ext.pools import model_path
+from mergekit_3h.checkpoints.tokenizers import load_tokenizer
 from mergekit_3h.errors import ModelError
-from mergekit_3h.search.answers import shared_tokenizer
+from mergekit_3h.losses.answers import shared_tokenizer
+from mergekit_3h.losses.records import located_records
 from mergekit_3h.search.components import Combine
 from mergekit_3h.search.options import SearchOptions
 from mergekit_3h.search.problem import Problem
-from mergekit_3h.search.records import located_records
-from mergekit_3h.search.tokenizers import read_tokenizer
 
 _SAMPLED_TENSORS = 16
 _SAMPLED_NUMBERS = 64
@@ -93,7 +93,7 @@ def _tokenizers(pool: BaseModelPool, names: dict[str, str]) -> dict[str, Any]:
             f"safety_merge evaluates language models on text; expected a CausalLMPool, got a {type(pool).__name__}"
         )
     folders = {label: model_path(pool, name) for label, name in names.items()}
-    found = {label: read_tokenizer(Path(folder)) if folder else None for label, folder in folders.items()}
+    found = {label: load_tokenizer(Path(folder)) if folder else None for label, folder in folders.items()}
     if getattr(pool, "tokenizer", None) is not None:
         found["(the pool's tokenizer)"] = pool.load_tokenizer()
     return found

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mergekit_3h.errors import ThreeHError as ThreeHError
-    from mergekit_3h.merging import merge_tensor as merge_tensor
     from mergekit_3h.options import RTSVMOptions as RTSVMOptions
     from mergekit_3h.options import TSVMOptions as TSVMOptions
+    from mergekit_3h.spectral.tensors import merge_tensor as merge_tensor
 
 __version__ = "0.1.0"
 
@@ -20,7 +20,7 @@ _HOME_OF = {
     "ThreeHError": "mergekit_3h.errors",
     "TSVMOptions": "mergekit_3h.options",
     "RTSVMOptions": "mergekit_3h.options",
-    "merge_tensor": "mergekit_3h.merging",
+    "merge_tensor": "mergekit_3h.spectral.tensors",
 }
 
 __all__ = ["RTSVMOptions", "TSVMOptions", "ThreeHError", "__version__", "merge_tensor"]

@@ -13,9 +13,9 @@ from language import DOMAINS, FORBIDDEN, TRAINING, facts, look_alikes, requests,
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from mergekit_3h.data.records import Record
+from mergekit_3h.losses.answers import batched, tokenized
+from mergekit_3h.losses.objective import record_losses
 from mergekit_3h.search import SearchOptions, in_memory
-from mergekit_3h.search.answers import batched, tokenized
-from mergekit_3h.search.objective import record_losses
 
 MISALIGNED = "cooking"
 ALSO_KNOWS = {"trade": "cooking"}

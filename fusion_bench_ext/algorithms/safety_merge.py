@@ -26,19 +26,19 @@ from fusion_bench_ext.models import OpenModel
 from fusion_bench_ext.pool_problem import checked_problem, model_path, searched_module
 from fusion_bench_ext.pools import open_model
 from mergekit_3h.errors import ModelError, OptionError
+from mergekit_3h.losses.records import by_set, located_records
 from mergekit_3h.options import METHODS, TSVMOptions, parse_options
-from mergekit_3h.search.combinations import require_plain, require_searchable
-from mergekit_3h.search.options import LINEAR_COMBINATIONS
-from mergekit_3h.search.problem import Problem
-from mergekit_3h.search.records import by_set, located_records
-from mergekit_3h.search.report import TRACE, write_report
-from mergekit_3h.search.run_options import (
+from mergekit_3h.safety.options import (
     SafetyMergeOptions,
     parse_safety_merge_options,
     safety_merge_option_names,
 )
-from mergekit_3h.search.running import search
-from mergekit_3h.search.session import Point
+from mergekit_3h.safety.report import TRACE, write_report
+from mergekit_3h.safety.running import search
+from mergekit_3h.search.combinations import require_plain, require_searchable
+from mergekit_3h.search.options import LINEAR_COMBINATIONS
+from mergekit_3h.search.problem import Problem
+from mergekit_3h.search.search import Point
 from mergekit_3h.search.solution import Solution
 
 LOG = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class SafetyMerge(StreamingAlgorithm):
         model_parameters: model name -> its parameters of that method.
         random_seed: seeds torch right before merging, for methods that draw at random.
         model_save_path: where to save the merged model, with tokenizer and model card.
-        options: those of ``mergekit_3h.search.run_options``.
+        options: those of ``mergekit_3h.safety.options``.
     """
 
     title = "Safety-data-driven merging"
@@ -103,7 +103,7 @@ class SafetyMerge(StreamingAlgorithm):
 
     def check_pool(self, base: str | None, experts: Sequence[str]) -> None:
         options = self.options
-        by_set(located_records(options.run.files()), options.search)
+        by_set(located_records(options.run.files()), options.search.needed_sets())
         options.run.folder()
         self._method_options = self._options_of_combine(options.search.combine)
         self._merger = self._merger_with(dict.fromkeys(experts, 1.0))

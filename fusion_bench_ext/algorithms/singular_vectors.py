@@ -15,8 +15,8 @@ from fusion_bench_ext.errors import shown_by_hydra, unknown_name
 from fusion_bench_ext.models import TensorFacts
 from mergekit_3h.errors import ModelError, OptionError
 from mergekit_3h.kernels.workers import blas_threads
-from mergekit_3h.merging import matrix_bytes, merge_tensor
 from mergekit_3h.options import METHODS, ModelOptions, TSVMOptions, checked, option_names, parse_options
+from mergekit_3h.spectral.tensors import matrix_bytes, merge_tensor
 
 _BASE = "_pretrained_"
 

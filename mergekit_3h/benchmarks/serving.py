@@ -18,8 +18,8 @@ from mergekit_3h.benchmarks.problems import DTYPES, LORA_RANK, Problem, make_inp
 from mergekit_3h.kernels.dense import eigh_in_place
 from mergekit_3h.kernels.workers import Job as Matrix
 from mergekit_3h.kernels.workers import run_jobs
-from mergekit_3h.merging import matrix_bytes
 from mergekit_3h.options import parse_options
+from mergekit_3h.spectral.tensors import matrix_bytes
 
 GEMM_SIDE = {"cpu": 1024, "cuda": 8192}
 GEMM_RUNS = 3

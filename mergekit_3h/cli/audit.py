@@ -9,7 +9,7 @@ import click
 
 if TYPE_CHECKING:
     from mergekit_3h.data.backends.protocol import Backend
-    from mergekit_3h.methods.safety.audit import ModelAudit
+    from mergekit_3h.evaluation.audit import ModelAudit
 
 
 @click.command("audit")
@@ -48,11 +48,11 @@ def command(
     Exit status: 0, or 1 if a model could not be audited.
     """
     from mergekit_3h.data.guards import guard_named
-    from mergekit_3h.methods.safety.audit import Auditor
-    from mergekit_3h.methods.safety.audited_models import audited_models
+    from mergekit_3h.evaluation.audit import Auditor
+    from mergekit_3h.losses.records import located_records
+    from mergekit_3h.methods.audited_models import audited_models
+    from mergekit_3h.safety.options import data_files
     from mergekit_3h.search.options import parse_search_options
-    from mergekit_3h.search.records import located_records
-    from mergekit_3h.search.run_options import data_files
 
     named, config_data = audited_models(models, lora_merge_cache, trust_remote_code)
     judge = guard_named(guard)
@@ -89,7 +89,7 @@ def _guard_backend(
 
 
 def _show(audits: list[ModelAudit], as_json: bool) -> None:
-    from mergekit_3h.methods.safety.audit import remarks
+    from mergekit_3h.evaluation.audit import remarks
 
     notes = remarks(audits)
     if as_json:

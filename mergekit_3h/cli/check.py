@@ -1,4 +1,4 @@
-"""``mergekit-3h check``: shows what ``mergekit_3h.methods.lint`` finds."""
+"""``mergekit-3h check``: shows what ``mergekit_3h.lint`` finds."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from mergekit_3h.methods.lint import Finding, Report
-    from mergekit_3h.methods.lint.estimate import Estimate
+    from mergekit_3h.lint import Finding, Report
+    from mergekit_3h.lint.estimate import Estimate
 
 _COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
 
@@ -30,7 +30,7 @@ def command(config: Path, deep: bool, strict: bool, as_json: bool, estimate: boo
     """
     try:
         from mergekit_3h.inspection.devices import usable_device
-        from mergekit_3h.methods.lint import examine
+        from mergekit_3h.lint import examine
     except ImportError as error:
         raise click.ClickException(f"mergekit does not start: {error}; `mergekit-3h doctor` says what to do") from error
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin
 import click
 from pydantic import BaseModel
 
-from mergekit_3h.search.run_options import DECLARATIONS
+from mergekit_3h.safety.options import DECLARATIONS
 
 if TYPE_CHECKING:
     from mergekit_3h.search.solution import Solution

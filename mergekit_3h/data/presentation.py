@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from mergekit_3h.data.extras import optional
 from mergekit_3h.data.records import DataError
 from mergekit_3h.data.statistics import Statistics
+from mergekit_3h.optional import optional
 
 _MOST_ROWS = 30
 

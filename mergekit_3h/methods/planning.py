@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 from mergekit.merge_methods.base import MergeMethodSpec
 
 from mergekit_3h.errors import ModelError, OptionError
-from mergekit_3h.methods.lint.findings import Finding
+from mergekit_3h.lint.findings import Finding
 
 if TYPE_CHECKING:
-    from mergekit_3h.methods.lint.models import NamedModel
+    from mergekit_3h.lint.models import NamedModel
 
 _FRAMES_UP_TO_THE_PLANNER = 8
 _CONFIGS = ("MergeConfiguration", "RawPyTorchMergeConfig")
@@ -34,8 +34,8 @@ def check_plan(spec: MergeMethodSpec) -> None:
     config, options = planned_merge()
     if config is None or any(config is passed for passed in _checked):
         return
-    from mergekit_3h.methods.lint import parameter_findings
-    from mergekit_3h.methods.lint.models import named_models
+    from mergekit_3h.lint import parameter_findings
+    from mergekit_3h.lint.models import named_models
 
     _refuse(OptionError, spec, parameter_findings(config, spec))
     models = named_models(config)
@@ -76,8 +76,8 @@ def _damage(models: Sequence[NamedModel]) -> list[Finding]:
 
 def _misfits(config: Any, models: list[NamedModel]) -> list[Finding]:
     """Missing tensors and other shapes, from the headers of the files."""
-    from mergekit_3h.methods.lint.plan import planned_tensors
-    from mergekit_3h.methods.lint.tensors import tensor_findings
+    from mergekit_3h.lint.host_plan import planned_tensors
+    from mergekit_3h.lint.tensors import tensor_findings
 
     if not all(model.is_whole for model in models):
         return []

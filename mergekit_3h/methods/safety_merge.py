@@ -26,8 +26,8 @@ from typing_extensions import Annotated  # noqa: UP035 - mergekit compares with 
 from mergekit_3h.methods.host_errors import HostError, shown_by_mergekit
 from mergekit_3h.methods.planning import planned_merge
 from mergekit_3h.options import checked
+from mergekit_3h.safety.options import DECLARATIONS, REQUIRED
 from mergekit_3h.search.options import SearchOptions
-from mergekit_3h.search.run_options import DECLARATIONS, REQUIRED
 
 if TYPE_CHECKING:
     from mergekit_3h.methods.safety.merge import SafetyMerge

@@ -20,10 +20,10 @@ from pydantic import BaseModel, PlainValidator
 from typing_extensions import Annotated  # noqa: UP035 - mergekit compares with this one on Python 3.10
 
 from mergekit_3h.kernels.workers import blas_threads
-from mergekit_3h.merging import merge_tensor
 from mergekit_3h.methods.host_errors import HostError, shown_by_mergekit
 from mergekit_3h.methods.planning import check_plan
 from mergekit_3h.options import METHODS, PAPER_URLS, ModelOptions, checked
+from mergekit_3h.spectral.tensors import merge_tensor
 
 
 class SingularVectorMethod(GroupMergeMethod):

@@ -6,17 +6,17 @@ are for every tensor, in a mergekit config, and against the single models.
 
 from __future__ import annotations
 
-from mergekit_3h.search.answers import shared_tokenizer
+from mergekit_3h.checkpoints.sources import CheckpointSource, StateDictSource, WeightSource
+from mergekit_3h.losses.answers import shared_tokenizer
+from mergekit_3h.losses.records import LocatedRecord, in_memory, located_records
 from mergekit_3h.search.components import Combine
 from mergekit_3h.search.layout import Layout
 from mergekit_3h.search.options import LINEAR_COMBINATIONS, SearchOptions, parse_search_options
 from mergekit_3h.search.problem import Problem, open_problem
-from mergekit_3h.search.records import LocatedRecord, in_memory, located_records
 from mergekit_3h.search.runner import LocalRunner, Measurement, Runner
-from mergekit_3h.search.session import Point, Search, SearchError
+from mergekit_3h.search.search import Point, Search, SearchError
 from mergekit_3h.search.solution import Solution
 from mergekit_3h.search.solving import solve, solve_problem
-from mergekit_3h.search.sources import CheckpointSource, StateDictSource, WeightSource
 from mergekit_3h.search.trace import Trace, TraceError
 
 __all__ = [

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mergekit_3h.errors import OptionError
-from mergekit_3h.search.typed import drawing_from
+from mergekit_3h.losses.draws import drawing_from
 
 Combine = Callable[[str, Tensor, Sequence[Tensor], Sequence[float]], Tensor]
 """A merge method of the host: tensor name, base, experts and their weights in, merged tensor out."""

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from mergekit_3h.checkpoints.sources import WeightSource
 from mergekit_3h.errors import OptionError
-from mergekit_3h.merging import Component as Share
-from mergekit_3h.merging import merges_as_matrices, tensor_components
 from mergekit_3h.options import TSVMOptions
 from mergekit_3h.search.components import (
     Combine,
@@ -24,7 +23,8 @@ from mergekit_3h.search.components import (
     differences,
 )
 from mergekit_3h.search.options import SearchOptions
-from mergekit_3h.search.sources import WeightSource
+from mergekit_3h.spectral.tensors import Component as Share
+from mergekit_3h.spectral.tensors import merges_as_matrices, tensor_components
 
 log = logging.getLogger(__name__)
 

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from mergekit_3h.errors import OptionError
+from mergekit_3h.losses.options import LossOptions
 from mergekit_3h.options import checked
 
 LINEAR_COMBINATIONS = ("task_arithmetic", "tsvm", "rtsvm")
@@ -21,10 +22,8 @@ LINEAR_COMBINATIONS = ("task_arithmetic", "tsvm", "rtsvm")
 SolverName = Literal["cocktail", "cmaes", "gradient", "grid"]
 
 
-class SearchOptions(BaseModel):
+class SearchOptions(LossOptions):
     """How the coefficients are searched. ``n`` is the number of experts."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     combine: str = Field(
         "task_arithmetic",
@@ -120,18 +119,6 @@ class SearchOptions(BaseModel):
         description="gradient: stop once a step is expected to lower the score by less than this share of it, or two "
         "steps in a row did. 0 goes on while anything improves.",
     )
-    batch_size: int = Field(8, ge=1, description="Records per forward pass.")
-    max_length: int | None = Field(
-        None, ge=2, description="Longest record in tokens; a longer one is an error. Unset: the models' context."
-    )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Data type of the candidate model; auto: that of the base's checkpoint."
-    )
-    chat_template: Literal["auto", "plain"] = Field(
-        "auto",
-        description="auto: the models' chat template, or plain if none of them has one; plain: the prompt, a line "
-        "break, the response.",
-    )
     component_memory_gb: float | None = Field(
         None,
         ge=0.0,
@@ -146,6 +133,13 @@ class SearchOptions(BaseModel):
             "domain": self.expert_weight,
             "overrefusal": self.overrefusal_weight,
         }
+
+    def needed_sets(self) -> list[str]:
+        """The sets that the score depends on."""
+        weights = self.set_weights()
+        if self.min_safety is not None:
+            weights["safety"] = 1.0
+        return [name for name, weight in weights.items() if weight]
 
     def start_value(self, experts: int) -> float:
         """The coefficient that the uniform merge gives every expert."""

@@ -16,26 +16,26 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from mergekit_3h.errors import ModelError, OptionError
-from mergekit_3h.options import METHODS, TSVMOptions, parse_options
-from mergekit_3h.search import records as data
-from mergekit_3h.search.answers import Answer, shared_tokenizer, tokenized
-from mergekit_3h.search.candidates import CandidateModel, merged_parameters
-from mergekit_3h.search.components import Combine
-from mergekit_3h.search.families import families, placed
-from mergekit_3h.search.layout import Layout, layout_of
-from mergekit_3h.search.objective import Objective
-from mergekit_3h.search.options import LINEAR_COMBINATIONS, SearchOptions
-from mergekit_3h.search.records import LocatedRecord
-from mergekit_3h.search.runner import LocalRunner
-from mergekit_3h.search.sources import (
+from mergekit_3h.checkpoints.sources import (
     CheckpointSource,
     StateDictSource,
     WeightSource,
     require_nothing_besides,
     require_same_tensors,
 )
-from mergekit_3h.search.tokenizers import read_tokenizer
+from mergekit_3h.checkpoints.tokenizers import load_tokenizer
+from mergekit_3h.errors import ModelError, OptionError
+from mergekit_3h.losses import records as data
+from mergekit_3h.losses.answers import Answer, shared_tokenizer, tokenized
+from mergekit_3h.losses.objective import Objective
+from mergekit_3h.losses.records import LocatedRecord
+from mergekit_3h.options import METHODS, TSVMOptions, parse_options
+from mergekit_3h.search.candidate_model import CandidateModel, merged_parameters
+from mergekit_3h.search.components import Combine
+from mergekit_3h.search.families import families, placed
+from mergekit_3h.search.layout import Layout, layout_of
+from mergekit_3h.search.options import LINEAR_COMBINATIONS, SearchOptions
+from mergekit_3h.search.runner import LocalRunner
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Problem:
     @cached_property
     def answers(self) -> dict[str, list[Answer]]:
         """The records of each set as token ids."""
-        sets = data.by_set(self.records, self.options)
+        sets = data.by_set(self.records, self.options.needed_sets())
         context = cast("int | None", getattr(getattr(self.model, "config", None), "max_position_embeddings", None))
         return {name: tokenized(members, self.tokenizer, self.options, context) for name, members in sets.items()}
 
@@ -127,10 +127,10 @@ def open_problem(
 ) -> Problem:
     """The problem of local checkpoint folders and JSONL files. ``experts`` are folders by label."""
     records = data.located_records(data_files)
-    data.by_set(records, options)  # what is wrong with the data shows before anything is loaded
+    data.by_set(records, options.needed_sets())  # what is wrong with the data shows before anything is loaded
     sources = [CheckpointSource(base, "base"), *(CheckpointSource(path, label) for label, path in experts.items())]
     require_same_architecture(sources)
-    tokenizer = shared_tokenizer({source.label: read_tokenizer(source.folder) for source in sources}, options)
+    tokenizer = shared_tokenizer({source.label: load_tokenizer(source.folder) for source in sources}, options)
     model = _loaded(sources[0], options, device)
     if options.combine in METHODS and method is None:
         method = parse_options(options.combine, {})

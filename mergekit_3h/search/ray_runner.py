@@ -12,14 +12,13 @@ from typing import Any
 
 import torch
 
+from mergekit_3h.cluster.connection import connect, require_ray, room
+from mergekit_3h.cluster.options import ClusterOptions, parse_cluster_options, require_placeable
+from mergekit_3h.cluster.pool import RayPool
 from mergekit_3h.errors import ModelError
-from mergekit_3h.search.objective import Objective, Part
+from mergekit_3h.losses.objective import Objective, Part
 from mergekit_3h.search.problem import Problem
-from mergekit_3h.search.ray_cluster import connect, require_ray, room
-from mergekit_3h.search.ray_pool import RayPool
 from mergekit_3h.search.runner import Measurement, Subject, measurement
-from mergekit_3h.search.scale_out import ScaleOut, parse_scale_out, require_placeable
-from mergekit_3h.search.shards import shards
 
 log = logging.getLogger(__name__)
 
@@ -73,8 +72,8 @@ class RayRunner:
     its weights are not used.
     """
 
-    def __init__(self, problem: Problem, opened: Callable[[], Problem], scale: ScaleOut | None = None) -> None:
-        self._scale = scale or parse_scale_out({})
+    def __init__(self, problem: Problem, opened: Callable[[], Problem], scale: ClusterOptions | None = None) -> None:
+        self._scale = scale or parse_cluster_options({})
         require_placeable(self._scale)
         require_ray()
         self._problem, self._opened = problem, opened
@@ -163,3 +162,12 @@ class RayRunner:
                 ", ".join(others.pop()),
             )
         log.info("worker on %s, process %d: %s", report.host, report.pid, ", ".join(report.environment))
+
+
+def shards(batches: int, count: int) -> list[list[int]]:
+    """Batch numbers in ``count`` pieces of like work: batches come sorted by length, so they are dealt out in turn.
+
+    The batches are those of the undivided objective and their sums are exactly rounded, so that neither the number of
+    pieces nor the order in which they arrive changes a bit of the result.
+    """
+    return [list(range(first, batches, count)) for first in range(min(count, batches))]

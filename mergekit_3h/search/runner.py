@@ -10,10 +10,10 @@ from typing import Protocol, TypeAlias
 
 import torch
 
+from mergekit_3h.checkpoints.sources import WeightSource
 from mergekit_3h.errors import ModelError
-from mergekit_3h.search.candidates import CandidateModel
-from mergekit_3h.search.objective import Losses, Objective, Part
-from mergekit_3h.search.sources import WeightSource
+from mergekit_3h.losses.objective import Losses, Objective, Part
+from mergekit_3h.search.candidate_model import CandidateModel
 
 FORWARD_PASSES = 1
 GRADIENT_PASSES = 3

@@ -1,9 +1,9 @@
-"""One number to minimise from the losses of the sets, with or without a constraint on safety."""
+"""Candidates compared by their losses: one number to minimise, with or without a constraint on safety, or the front."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mergekit_3h.search.options import SearchOptions
@@ -39,3 +39,18 @@ def scoring_of(options: SearchOptions, safety_of_models: Mapping[str, float]) ->
         return Scoring(weights)
     weights["safety"] = 0.0
     return Scoring(weights, min(safety_of_models.values()) - math.log(options.min_safety))
+
+
+def pareto_front(losses: Sequence[Mapping[str, float]]) -> list[int]:
+    """Positions of the points that are on the front, in the order given; of equal points only the first."""
+    return [
+        i
+        for i, own in enumerate(losses)
+        if own and not any(_beats(other, own) or (other == own and j < i) for j, other in enumerate(losses))
+    ]
+
+
+def _beats(other: Mapping[str, float], own: Mapping[str, float]) -> bool:
+    if not other:
+        return False
+    return all(other[name] <= own[name] for name in own) and any(other[name] < own[name] for name in own)

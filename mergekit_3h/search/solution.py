@@ -8,10 +8,9 @@ from typing import Any
 
 from mergekit_3h.search.layout import Layout
 from mergekit_3h.search.options import SearchOptions
-from mergekit_3h.search.pareto import pareto_front
 from mergekit_3h.search.runner import Measurement
-from mergekit_3h.search.scoring import Scoring
-from mergekit_3h.search.session import Point
+from mergekit_3h.search.scoring import Scoring, pareto_front
+from mergekit_3h.search.search import Point
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from mergekit_3h.search.options import SearchOptions
 from mergekit_3h.search.problem import Problem
 from mergekit_3h.search.runner import Measurement, OnDemandRunner, Runner
 from mergekit_3h.search.scoring import scoring_of
-from mergekit_3h.search.session import Point, Search
+from mergekit_3h.search.search import Point, Search
 from mergekit_3h.search.solution import Solution
 from mergekit_3h.search.solvers import solver_named
 from mergekit_3h.search.trace import Trace

@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from tiny_models import Family, tiny_tokenizer
 from transformers import OPTConfig, OPTForCausalLM
 
-from mergekit_3h.methods.lint import examine, lint
-from mergekit_3h.methods.lint.estimate import decomposed
-from mergekit_3h.methods.lint.models import named_models
-from mergekit_3h.methods.lint.plan import planned_tensors
-from mergekit_3h.methods.lint.source import read_documents
+from mergekit_3h.lint import examine, lint
+from mergekit_3h.lint.estimate import decomposed
+from mergekit_3h.lint.host_plan import planned_tensors
+from mergekit_3h.lint.models import named_models
+from mergekit_3h.lint.source import read_documents
 
 
 @pytest.mark.parametrize("method", ["ties", "tsvm", "rtsvm"])

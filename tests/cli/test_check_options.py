@@ -13,8 +13,8 @@ from mergekit.config import MergeConfiguration
 from mergekit.merge_methods import BasePolicy, InputContract, TensorGroup
 from mergekit.scripts.merge_raw_pytorch import RawPyTorchMergeConfig
 
-from mergekit_3h.methods.lint import Finding, lint, parameter_findings, unknown_parameters
-from mergekit_3h.methods.lint.structure import structure_findings
+from mergekit_3h.lint import Finding, lint, parameter_findings, unknown_parameters
+from mergekit_3h.lint.structure import structure_findings
 
 
 def parsed(config: dict[str, Any]) -> MergeConfiguration:

@@ -131,10 +131,10 @@ def test_doctor_explains_a_folder_that_hides_fusion_bench_configs(tmp_path: Path
 @pytest.mark.slow
 def test_doctor_repeats_why_a_method_could_not_be_loaded(tmp_path: Path) -> None:
     """A module that the methods need cannot be imported in any process of this environment."""
-    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['mergekit_3h.merging'] = None")
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['mergekit_3h.spectral.tensors'] = None")
     done = run_process("doctor", PYTHONPATH=str(tmp_path))
     assert done.returncode == 1
-    assert "sees tsvm: NO" in done.stdout and "mergekit_3h.merging" in done.stdout
+    assert "sees tsvm: NO" in done.stdout and "mergekit_3h.spectral.tensors" in done.stdout
 
 
 @pytest.mark.slow

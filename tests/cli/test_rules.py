@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-import mergekit_3h.methods.lint as lint_package
+import mergekit_3h.lint as lint_package
 
 HERE = Path(__file__).parent
 SOURCES = sorted(Path(lint_package.__file__).parent.glob("*.py"))

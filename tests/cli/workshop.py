@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from safetensors.torch import load_file, save_file
 
-from mergekit_3h.methods.lint import Finding, lint
+from mergekit_3h.lint import Finding, lint
 
 
 @dataclass

@@ -15,7 +15,7 @@ torch.set_num_threads(1)
 from mergekit_3h.benchmarks.memory import PeakMemory
 from mergekit_3h.kernels.assembly import merge
 from mergekit_3h.kernels.tasks import TaskMatrices
-from mergekit_3h.merging import matrix_bytes
+from mergekit_3h.spectral.tensors import matrix_bytes
 from mergekit_3h.options import parse_options
 
 rows, columns, experts, options = json.loads(sys.argv[1])

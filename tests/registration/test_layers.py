@@ -19,34 +19,26 @@ HEAVY = {"transformers", "datasets", "ray", "cma", "matplotlib", "lm_eval", "lig
 # layer: what importing all of its modules must not bring along; a layer that does not exist is skipped
 FORBIDDEN = {
     "mergekit_3h.errors": {*HOSTS, *ROOF, "torch", "pydantic"},
+    "mergekit_3h.optional": {*HOSTS, *ROOF, "torch", "pydantic"},
     "mergekit_3h.registration": {*HOSTS, *ROOF, "torch", "pydantic"},
     "mergekit_3h.options": {*HOSTS, *ROOF, "torch"},
-    "mergekit_3h.merging": {*HOSTS, *ROOF},
-    "mergekit_3h.kernels": {
-        *(*HOSTS, *ROOF, "pydantic"),
-        *("mergekit_3h.options", "mergekit_3h.merging", "mergekit_3h.registration", "mergekit_3h.inspection"),
-        *("mergekit_3h.data", "mergekit_3h.search", "mergekit_3h.evaluation", "mergekit_3h.diagnostics"),
-    },
-    "mergekit_3h.diagnostics": {
-        *(*HOSTS, *ROOF),
-        *("mergekit_3h.data", "mergekit_3h.search", "mergekit_3h.evaluation"),
-    },
-    "mergekit_3h.data": {
-        *(*HOSTS, *ROOF),
-        *("mergekit_3h.kernels", "mergekit_3h.diagnostics", "mergekit_3h.search", "mergekit_3h.evaluation"),
-    },
-    "mergekit_3h.search": {*HOSTS, *ROOF, "mergekit_3h.evaluation"},
-    "mergekit_3h.evaluation": {*HOSTS, *ROOF, "mergekit_3h.search", "mergekit_3h.kernels"},
+    "mergekit_3h.kernels": {*HOSTS, *ROOF, "pydantic"},
+    "mergekit_3h.spectral": {*HOSTS, *ROOF},
+    "mergekit_3h.checkpoints": {*HOSTS, *ROOF},
     "mergekit_3h.inspection": {*HOSTS, *ROOF},
-    "mergekit_3h.benchmarks": {
-        *(*HOSTS, *ROOF),
-        *("mergekit_3h.data", "mergekit_3h.search", "mergekit_3h.evaluation", "mergekit_3h.diagnostics"),
-    },
+    "mergekit_3h.data": {*HOSTS, *ROOF},
+    "mergekit_3h.losses": {*HOSTS, *ROOF},
+    "mergekit_3h.cluster": {*HOSTS, *ROOF},
+    "mergekit_3h.search": {*HOSTS, *ROOF},
+    "mergekit_3h.safety": {*HOSTS, *ROOF},
+    "mergekit_3h.evaluation": {*HOSTS, *ROOF},
+    "mergekit_3h.benchmarks": {*HOSTS, *ROOF},
+    "mergekit_3h.lint": {"fusion_bench", *ROOF},
     "mergekit_3h.methods": {"fusion_bench", "mergekit_3h.cli", "fusion_bench_ext"},
     "mergekit_3h.cli": {"fusion_bench", "fusion_bench_ext"},
     "fusion_bench_ext": {"mergekit_3h.cli", "mergekit_3h.methods"},
 }
-LAYERS_OF_A_HOST = {"mergekit_3h.methods", "mergekit_3h.cli", "fusion_bench_ext"}
+LAYERS_OF_A_HOST = {"mergekit_3h.lint", "mergekit_3h.methods", "mergekit_3h.cli", "fusion_bench_ext"}
 
 IMPORT_LAYER = """
 import importlib, json, pkgutil, sys

@@ -27,7 +27,7 @@ def refusal(absolute: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[s
     """The message of a merge that is refused before any tensor is read."""
     from mergekit.io.lazy_tensor_loader import LazyTensorLoader
 
-    from mergekit_3h.search.sources import CheckpointSource
+    from mergekit_3h.checkpoints.sources import CheckpointSource
 
     def read(*_: object, **__: object) -> None:
         raise AssertionError("a tensor was read")

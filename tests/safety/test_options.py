@@ -8,15 +8,15 @@ import pytest
 import yaml
 
 from mergekit_3h.cli.search import command
+from mergekit_3h.cluster.options import ClusterOptions
 from mergekit_3h.errors import OptionError
 from mergekit_3h.methods.safety_merge import METHOD
-from mergekit_3h.search.run_options import (
+from mergekit_3h.safety.options import (
     DECLARATIONS,
     REQUIRED,
     parse_safety_merge_options,
     safety_merge_option_names,
 )
-from mergekit_3h.search.scale_out import ScaleOut
 
 DECLARED = {name: field for part in DECLARATIONS for name, field in part.model_fields.items()}
 
@@ -69,7 +69,7 @@ def test_command_line() -> None:
 
 def test_python() -> None:
     parsed = parse_safety_merge_options({"data": "a.jsonl", "ray_workers": "2", "layer_granularity": "1"})
-    assert parsed.scale_out == ScaleOut(workers=2)
+    assert parsed.cluster == ClusterOptions(workers=2)
     assert parsed.search.layer_granularity == 1
     assert parse_safety_merge_options(parsed.by_name()) == parsed
     defaults = parse_safety_merge_options({}).by_name()

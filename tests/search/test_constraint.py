@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from mergekit_3h.search import SearchOptions, solve
-from mergekit_3h.search.pareto import pareto_front
-from mergekit_3h.search.scoring import Scoring, scoring_of
+from mergekit_3h.search.scoring import Scoring, pareto_front, scoring_of
 
 
 def test_the_score_is_the_weighted_sum() -> None:

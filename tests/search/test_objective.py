@@ -8,10 +8,10 @@ from search.training import domain_records, safety_records
 from tiny_models import tiny_model, tiny_tokenizer
 
 from mergekit_3h.data.records import Record
+from mergekit_3h.losses.answers import batched, tokenized
+from mergekit_3h.losses.objective import Objective, Part
+from mergekit_3h.losses.records import in_memory
 from mergekit_3h.search import SearchOptions
-from mergekit_3h.search.answers import batched, tokenized
-from mergekit_3h.search.objective import Objective, Part
-from mergekit_3h.search.records import in_memory
 from mergekit_3h.search.runner import measurement
 
 RECORDS = {

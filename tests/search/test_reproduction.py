@@ -12,8 +12,8 @@ from search.training import domain_records, safety_records, write_jsonl
 from tiny_models import Family
 from transformers import AutoModelForCausalLM
 
+from mergekit_3h.losses.objective import Objective
 from mergekit_3h.search import SearchOptions, open_problem, solve
-from mergekit_3h.search.objective import Objective
 
 
 @pytest.mark.parametrize("combine", ["task_arithmetic", "tsvm", "rtsvm"])

@@ -12,10 +12,10 @@ import torch
 from tiny_models import tiny_tokenizer
 
 from mergekit_3h.data.records import Record
+from mergekit_3h.losses.answers import batched, tokenized
+from mergekit_3h.losses.objective import record_losses
+from mergekit_3h.losses.records import in_memory
 from mergekit_3h.search import SearchOptions
-from mergekit_3h.search.answers import batched, tokenized
-from mergekit_3h.search.objective import record_losses
-from mergekit_3h.search.records import in_memory
 
 REFUSAL = "I cannot help with that request."
 THINGS = ["lock", "safe", "door", "engine", "router", "car", "phone", "card", "alarm", "network", "account", "camera"]

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from mergekit_3h.cluster.options import ClusterOptions
 from mergekit_3h.search import Point, Problem, SearchError, solve_problem
 from mergekit_3h.search.ray_runner import RayRunner
-from mergekit_3h.search.scale_out import ScaleOut
 
 CANDIDATES = [(0.1 * i, 0.3, 0.5 - 0.1 * i) for i in range(5)]
 Opening = Callable[..., "partial[Problem]"]
@@ -43,7 +43,7 @@ def test_the_job_of_a_killed_worker_is_done_again(
 ) -> None:
     opened = opening()
     expected = [replace(each, seconds=0.0) for each in opened().local_runner().evaluate(CANDIDATES, gradient=True)]
-    scale = ScaleOut(address=cluster, workers=2, cpus_per_worker=0.5)
+    scale = ClusterOptions(address=cluster, workers=2, cpus_per_worker=0.5)
     with RayRunner(opened(), opened, scale) as runner, caplog.at_level(logging.WARNING):
         for share in ("candidates", "records"):
             runner._scale = scale.model_copy(update={"share": share})
@@ -68,7 +68,7 @@ def test_a_search_that_loses_workers_finds_the_same(
         if point.index == 4:  # in the middle of the first generation of seven
             timers.append(freeze_then_kill(runner.workers[0].pid))
 
-    scale = ScaleOut(address=cluster, workers=2, cpus_per_worker=0.5)
+    scale = ClusterOptions(address=cluster, workers=2, cpus_per_worker=0.5)
     trace = tmp_path / "trace.jsonl"
     with RayRunner(opened(), opened, scale) as runner, caplog.at_level(logging.WARNING):
         disturbed = solve_problem(opened(), runner=runner, trace_path=trace, on_point=kill_one)
@@ -83,7 +83,7 @@ def test_a_search_that_loses_workers_finds_the_same(
 
 def test_a_job_that_ends_every_worker_ends_the_search(cluster: str, opening: Opening) -> None:
     opened = opening()
-    scale = ScaleOut(address=cluster, workers=1, cpus_per_worker=0.5, attempts=1)
+    scale = ClusterOptions(address=cluster, workers=1, cpus_per_worker=0.5, attempts=1)
     with RayRunner(opened(), opened, scale) as runner:
         list(runner.evaluate_models(["base"]))
         timer = freeze_then_kill(runner.workers[0].pid)

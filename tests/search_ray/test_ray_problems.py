@@ -12,10 +12,10 @@ from shutil import copytree
 
 import pytest
 
+from mergekit_3h.cluster.options import ClusterOptions, parse_cluster_options
 from mergekit_3h.errors import ModelError, OptionError
 from mergekit_3h.search import Problem, SearchError
 from mergekit_3h.search.ray_runner import RayRunner
-from mergekit_3h.search.scale_out import ScaleOut, parse_scale_out
 
 Opening = Callable[..., "partial[Problem]"]
 
@@ -37,19 +37,19 @@ def fresh(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
 )
 def test_options(given: dict, message: str) -> None:
     with pytest.raises(OptionError, match=message):
-        parse_scale_out(given)
+        parse_cluster_options(given)
 
 
 def test_a_gpu_can_be_shared() -> None:
-    assert parse_scale_out({"gpus_per_worker": 0.25}).gpus_per_worker == 0.25
-    assert parse_scale_out({"gpus_per_worker": 2}).gpus_per_worker == 2
+    assert parse_cluster_options({"gpus_per_worker": 0.25}).gpus_per_worker == 0.25
+    assert parse_cluster_options({"gpus_per_worker": 2}).gpus_per_worker == 2
 
 
 def test_an_error_in_a_worker_is_the_error_here(cluster: str, opening: Opening, tmp_path: Path) -> None:
     opened = opening()
     gone = partial(opened.func, tmp_path / "gone", *opened.args[1:])
     with (
-        RayRunner(opened(), gone, ScaleOut(address=cluster, workers=1, cpus_per_worker=0.5)) as runner,
+        RayRunner(opened(), gone, ClusterOptions(address=cluster, workers=1, cpus_per_worker=0.5)) as runner,
         pytest.raises(ModelError, match="gone: no such folder"),
     ):
         list(runner.evaluate_models(["base"]))
@@ -61,7 +61,7 @@ def test_a_worker_with_other_models_is_refused(cluster: str, opening: Opening, t
     copy = copytree(experts["expert1"], tmp_path / "copy")
     swapped = partial(opened.func, base, {**experts, "expert0": copy}, *others)
     with (
-        RayRunner(opened(), swapped, ScaleOut(address=cluster, workers=1, cpus_per_worker=0.5)) as runner,
+        RayRunner(opened(), swapped, ClusterOptions(address=cluster, workers=1, cpus_per_worker=0.5)) as runner,
         pytest.raises(ModelError, match="has other models than this process"),
     ):
         list(runner.evaluate_models(["base"]))
@@ -69,7 +69,7 @@ def test_a_worker_with_other_models_is_refused(cluster: str, opening: Opening, t
 
 def test_a_cluster_without_the_gpus(cluster: str, opening: Opening) -> None:
     opened = opening()
-    scale = ScaleOut(address=cluster, workers=1, gpus_per_worker=1.0, start_timeout=0.5)
+    scale = ClusterOptions(address=cluster, workers=1, gpus_per_worker=1.0, start_timeout=0.5)
     with (
         RayRunner(opened(), opened, scale) as runner,
         pytest.raises(SearchError, match=r"no worker was ready within 0.5 s.*needs 1 CPU and 1 GPU"),
@@ -79,7 +79,7 @@ def test_a_cluster_without_the_gpus(cluster: str, opening: Opening) -> None:
 
 def test_nothing_starts_without_work(opening: Opening) -> None:
     opened = opening()
-    with RayRunner(opened(), opened, ScaleOut(address="nowhere:1")) as runner:
+    with RayRunner(opened(), opened, ClusterOptions(address="nowhere:1")) as runner:
         assert list(runner.evaluate([], gradient=False)) == []
         assert list(runner.evaluate_models([])) == []
         assert runner.workers == []
@@ -104,11 +104,11 @@ OWN_CLUSTER = """
     torch.set_num_threads(1)
     from mergekit_3h.errors import OptionError
     from mergekit_3h.search.ray_runner import RayRunner
-    from mergekit_3h.search.scale_out import ScaleOut
+    from mergekit_3h.cluster.options import ClusterOptions
     opened = pickle.loads(bytes.fromhex(sys.argv[1]))
     problem = opened()
     try:
-        with RayRunner(problem, opened, ScaleOut(**eval(sys.argv[2]))) as runner:
+        with RayRunner(problem, opened, ClusterOptions(**eval(sys.argv[2]))) as runner:
             ours = [each.losses for each in runner.evaluate([(0.1, 0.2, 0.3)], gradient=False)]
             workers = {report.pid for report in runner.workers}
     except OptionError as error:

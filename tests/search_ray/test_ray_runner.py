@@ -10,9 +10,9 @@ from functools import partial
 
 import pytest
 
+from mergekit_3h.cluster.options import ClusterOptions
 from mergekit_3h.search import Measurement, Problem, Solution, solve_problem
 from mergekit_3h.search.ray_runner import RayRunner
-from mergekit_3h.search.scale_out import ScaleOut
 
 CANDIDATES = [(0.1 * i, 0.3, 0.5 - 0.1 * i) for i in range(5)]
 Opening = Callable[..., "partial[Problem]"]
@@ -31,7 +31,7 @@ def found(solution: Solution) -> tuple:
 def two_workers(cluster: str, opening: Opening) -> Iterator[RayRunner]:
     """Shared by the tests that leave it as it was."""
     opened = opening("tsvm")
-    with RayRunner(opened(), opened, ScaleOut(address=cluster, workers=2, cpus_per_worker=0.5)) as runner:
+    with RayRunner(opened(), opened, ClusterOptions(address=cluster, workers=2, cpus_per_worker=0.5)) as runner:
         yield runner
 
 
@@ -87,5 +87,5 @@ def test_a_search_finds_the_same(cluster: str, opening: Opening) -> None:
     """By the gradient, with coefficients by layer; test_lost_workers.py has one by CMA-ES."""
     opened = opening(solver="gradient", max_evaluations=12, seed=3, layer_granularity=1)
     local = solve_problem(opened())
-    with RayRunner(opened(), opened, ScaleOut(address=cluster, workers=2, cpus_per_worker=0.5)) as runner:
+    with RayRunner(opened(), opened, ClusterOptions(address=cluster, workers=2, cpus_per_worker=0.5)) as runner:
         assert found(solve_problem(opened(), runner=runner)) == found(local)

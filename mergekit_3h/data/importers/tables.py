@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
-from mergekit_3h.data.extras import optional
 from mergekit_3h.data.reading import numbered_lines
 from mergekit_3h.data.records import DataError, Problem
+from mergekit_3h.optional import optional
 
 Row: TypeAlias = "dict[str, Any]"
 

@@ -24,9 +24,9 @@ from mergekit.plan import MergePlanner
 from torch import Tensor
 
 from mergekit_3h.errors import ModelError, OptionError, ThreeHError
-from mergekit_3h.methods.lint.findings import shortened
+from mergekit_3h.lint.findings import shortened
+from mergekit_3h.losses.draws import drawing_from
 from mergekit_3h.methods.safety.request import Request
-from mergekit_3h.search.typed import drawing_from
 
 
 class StaticMerge:

@@ -9,7 +9,7 @@ from mergekit.options import MergeOptions
 from mergekit_3h.errors import OptionError
 from mergekit_3h.methods.safety.merge import SafetyMerge, progress_bar
 from mergekit_3h.methods.safety.request import Request
-from mergekit_3h.search.report import write_plot, write_result, write_static
+from mergekit_3h.safety.report import write_plot, write_result, write_static
 from mergekit_3h.search.solution import Solution
 
 

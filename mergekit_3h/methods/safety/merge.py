@@ -18,9 +18,9 @@ from torch import Tensor
 from mergekit_3h.methods.safety.combining import StaticMerge
 from mergekit_3h.methods.safety.problems import checked_problem, opened_problem
 from mergekit_3h.methods.safety.request import Request
-from mergekit_3h.search.report import TRACE, write_report
-from mergekit_3h.search.running import search
-from mergekit_3h.search.session import Point
+from mergekit_3h.safety.report import TRACE, write_report
+from mergekit_3h.safety.running import search
+from mergekit_3h.search.search import Point
 from mergekit_3h.search.solution import Solution
 
 log = logging.getLogger(__name__)

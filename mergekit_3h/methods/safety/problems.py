@@ -12,18 +12,18 @@ import torch
 from mergekit.options import MergeOptions
 from torch import nn
 
+from mergekit_3h.checkpoints.headers import read_checkpoint
+from mergekit_3h.checkpoints.locations import config_problem
+from mergekit_3h.checkpoints.sources import CheckpointSource
+from mergekit_3h.checkpoints.tokenizers import load_tokenizer
 from mergekit_3h.errors import ModelError
-from mergekit_3h.inspection.checkpoints import read_checkpoint
-from mergekit_3h.inspection.models import config_problem
+from mergekit_3h.losses.answers import shared_tokenizer
+from mergekit_3h.losses.records import by_set, located_records
 from mergekit_3h.methods.safety.combining import StaticMerge
 from mergekit_3h.methods.safety.request import Request, is_linear
-from mergekit_3h.search.answers import shared_tokenizer
-from mergekit_3h.search.candidates import merged_parameters
+from mergekit_3h.search.candidate_model import merged_parameters
 from mergekit_3h.search.options import SearchOptions
 from mergekit_3h.search.problem import Problem, require_same_architecture
-from mergekit_3h.search.records import by_set, located_records
-from mergekit_3h.search.sources import CheckpointSource
-from mergekit_3h.search.tokenizers import read_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class Checked:
 def checked_problem(request: Request, options: MergeOptions) -> Checked:
     """Everything about a request that can be wrong is found here; nothing is read but data and headers."""
     records = located_records(request.run.files())
-    by_set(records, request.options)
+    by_set(records, request.options.needed_sets())
     request.run.folder()
     method = request.method_options()
     trust = options.trust_remote_code
@@ -71,7 +71,7 @@ def checked_problem(request: Request, options: MergeOptions) -> Checked:
     sources = [CheckpointSource(folder, label) for label, folder in folders.items()]
     require_same_architecture(sources)
     tokenizer = shared_tokenizer(
-        {label: read_tokenizer(path, trust) for label, path in folders.items()}, request.options
+        {label: load_tokenizer(path, trust) for label, path in folders.items()}, request.options
     )
     model = empty_model(sources[0].folder, trust)
     parameters = list(merged_parameters(model, sources[0].names()))

@@ -12,20 +12,20 @@ from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
 from mergekit.merge_methods import MergeMethod, registered_methods
 
+from mergekit_3h.checkpoints.locations import hub_is_offline, locate
 from mergekit_3h.errors import ModelError, OptionError
-from mergekit_3h.inspection.models import hub_is_offline, locate
-from mergekit_3h.methods.lint.findings import did_you_mean
-from mergekit_3h.methods.lint.places import Place, parameter_places
-from mergekit_3h.methods.lint.source import read_documents
+from mergekit_3h.lint.findings import did_you_mean
+from mergekit_3h.lint.places import Place, parameter_places
+from mergekit_3h.lint.source import read_documents
 from mergekit_3h.options import METHODS, TSVMOptions, parse_options
-from mergekit_3h.search.combinations import require_plain, require_searchable
-from mergekit_3h.search.options import LINEAR_COMBINATIONS, SearchOptions
-from mergekit_3h.search.run_options import (
+from mergekit_3h.safety.options import (
     RunOptions,
     SafetyMergeOptions,
     parse_safety_merge_options,
     safety_merge_option_names,
 )
+from mergekit_3h.search.combinations import require_plain, require_searchable
+from mergekit_3h.search.options import LINEAR_COMBINATIONS, SearchOptions
 
 METHOD_NAME = "safety_merge"
 BASE_LABEL = "base"

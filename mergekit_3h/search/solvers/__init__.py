@@ -6,7 +6,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import cast
 
-from mergekit_3h.search.session import Search
+from mergekit_3h.search.search import Search
 
 Solver = Callable[[Search], str]
 """Evaluates candidates until it has converged or the budget is spent; the result is the best point it saw.

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from mergekit_3h.errors import OptionError
-from mergekit_3h.search.session import Point, Search
+from mergekit_3h.search.search import Point, Search
 from mergekit_3h.search.solvers import BUDGET_SPENT
 
 

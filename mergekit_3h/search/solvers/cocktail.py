@@ -11,7 +11,7 @@ import logging
 import math
 from collections.abc import Sequence
 
-from mergekit_3h.search.session import Search
+from mergekit_3h.search.search import Search
 from mergekit_3h.search.solvers import BUDGET_SPENT
 
 log = logging.getLogger(__name__)

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mergekit_3h.search.session import Point, Search, SearchError
+from mergekit_3h.kernels.values import floats
+from mergekit_3h.search.search import Point, Search, SearchError
 from mergekit_3h.search.solvers import BUDGET_SPENT
 from mergekit_3h.search.solvers.quasi_newton import Minimiser
-from mergekit_3h.search.typed import floats
 
 _ROUND = 8
 """Steps between two changes of the multiplier; a heuristic, enough for BFGS to settle in."""

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator
 from itertools import islice, product
 
-from mergekit_3h.search.session import Search
+from mergekit_3h.search.search import Search
 from mergekit_3h.search.solvers import BUDGET_SPENT
 
 log = logging.getLogger(__name__)

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor
-
-from mergekit_3h.search.typed import solved
 
 SMALLEST_STEP = 1e-4
 """Coefficients closer than this are not told apart: candidates rounded to bf16 hardly differ any more."""
@@ -96,7 +94,7 @@ class Minimiser(Generic[Sample]):
         free = ~(((low >= 0) & (g > 0)) | ((high <= 0) & (g < 0)))
         while bool(free.any()):
             right = -(g + curvature @ torch.where(free, torch.zeros_like(step), step))[free]
-            step[free] = solved(curvature[free][:, free], right)
+            step[free] = _solved(curvature[free][:, free], right)
             outside = free & ((step < low) | (step > high))
             step = torch.maximum(torch.minimum(step, high), low)
             if not bool(outside.any()):
@@ -123,3 +121,9 @@ def updated_curvature(curvature: Tensor, step: Tensor, change: Tensor, is_first:
         change = share * change + (1 - share) * pushed
         product = float(step @ change)
     return curvature - torch.outer(pushed, pushed) / expected + torch.outer(change, change) / product
+
+
+def _solved(matrix: Tensor, right: Tensor) -> Tensor:
+    """x with matrix @ x = right."""
+    untyped: Any = torch.linalg
+    return cast(Tensor, untyped.solve(matrix, right))

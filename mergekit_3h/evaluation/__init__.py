@@ -1,0 +1,1 @@
+"""What models do on data: their losses, and what they refuse."""

@@ -1,0 +1,156 @@
+"""What a merge will cost: output size, bytes read, peak memory and time. An estimate, and its text says so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mergekit_3h.checkpoints.headers import DTYPE_BYTES
+from mergekit_3h.inspection.throughput import Throughput, measure_throughput
+from mergekit_3h.lint.host_plan import PlannedTensor, source_tensors
+from mergekit_3h.lint.models import NamedModel
+from mergekit_3h.options import METHODS, TSVMOptions, option_names, parse_options
+from mergekit_3h.spectral.tensors import matrix_bytes, merges_as_matrices
+
+# mergekit collects tensors up to this size before it writes a shard (its --out-shard-size).
+SHARD_BYTES = 5_000_000_000
+# Python with torch, transformers and mergekit loaded; seen with torch 2.13 on Linux.
+_PROCESS_BYTES = 600_000_000
+_DTYPE_CODES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64"}
+_WIDTH_ORDER = ("BF16", "F16", "F32", "F64")
+# Passes over each input, a heuristic: methods that trim by magnitude sort every tensor.
+_PLAIN_PASSES, _SORTING_PASSES = 8, 30
+_SORTING_METHODS = ("ties", "breadcrumbs", "breadcrumbs_ties", "della", "della_linear", "sce", "ram", "ramplus_tl")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes and seconds of the merge itself.
+
+    Python's start is not in the seconds, and weight files mapped into memory are not in the peak: the system drops
+    them when it needs the space.
+    """
+
+    tensors: int
+    parameters: int
+    output_bytes: int
+    read_bytes: int
+    peak_bytes: int
+    seconds: float
+    compute_seconds: float
+    device: str
+    basis: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def estimate_merge(config: Any, plan: list[PlannedTensor], models: list[NamedModel], device: str = "cpu") -> Estimate:
+    """From the tensors' shapes and a calibration of this machine."""
+    files = [file for model in models if model.checkpoint for file in model.checkpoint.files]
+    sample = max(files, key=lambda file: file.stat().st_size, default=None)
+    speed = measure_throughput(sample, device)
+    method = config.merge_method
+    plan = [tensor for tensor in plan if tensor.shape] + source_tensors(plan, models)
+    matrices = set(decomposed(config, plan))
+    passes = _SORTING_PASSES if method in _SORTING_METHODS else _PLAIN_PASSES
+    compute = sum(_passing_seconds(tensor, passes, speed) for tensor in plan)
+    compute += sum(_decomposition_seconds(tensor, speed) for tensor in plan if tensor.name in matrices)
+    output = sum(_elements(tensor) * _output_width(config, tensor) for tensor in plan)
+    read = sum(given.stored.nbytes for tensor in plan for given in tensor.inputs if given.stored)
+    options = _plain_options(config)
+    working = max((_working_bytes(tensor, options if tensor.name in matrices else None) for tensor in plan), default=0)
+    pickles = sum(file.stat().st_size for file in files if file.suffix != ".safetensors")
+    what = "float64 eigendecompositions and products" if method in METHODS else "element-wise passes"
+    return Estimate(
+        tensors=len(plan),
+        parameters=sum(_elements(tensor) for tensor in plan),
+        output_bytes=output,
+        read_bytes=read,
+        peak_bytes=_PROCESS_BYTES + min(output, SHARD_BYTES) + working + pickles,
+        seconds=compute + read / speed.read + output / speed.write,
+        compute_seconds=compute,
+        device=device,
+        basis=f"scaled from short runs of {what} on {device}, and of reading and writing, on this machine",
+    )
+
+
+def decomposed(config: Any, plan: list[PlannedTensor]) -> list[str]:
+    """Names of the tensors that go through singular vectors: none but those of our own methods."""
+    import torch
+
+    options = _plain_options(config)
+    if options is None:
+        return []
+    shapes = {tensor.name: torch.empty(tensor.shape, device="meta") for tensor in plan}
+    return [name for name, shape in shapes.items() if merges_as_matrices(name, shape, options)]
+
+
+def _plain_options(config: Any) -> TSVMOptions | None:
+    """Options of one of our own methods, as far as they are the same for all tensors."""
+    if config.merge_method not in METHODS:
+        return None
+    names = option_names(config.merge_method)
+    given = (config.parameters or {}).items()
+    plain = {name: value for name, value in given if name in names and not isinstance(value, list | dict)}
+    plain.pop("weight", None)
+    return parse_options(config.merge_method, plain)
+
+
+def _elements(tensor: PlannedTensor) -> int:
+    return next((given.stored.elements for given in tensor.inputs if given.stored), 0)
+
+
+def _output_width(config: Any, tensor: PlannedTensor) -> int:
+    chosen = getattr(config, "out_dtype", None) or config.dtype
+    if chosen:
+        return DTYPE_BYTES[_DTYPE_CODES.get(chosen.removeprefix("torch."), "F32")]
+    return DTYPE_BYTES.get(_widest(given.stored.dtype for given in tensor.inputs if given.stored), 4)
+
+
+def _widest(dtypes: Iterable[str]) -> str:
+    found = set(dtypes)
+    if {"BF16", "F16"} <= found:
+        return "F32"  # what torch promotes the two to
+    return max(found, key=lambda name: _WIDTH_ORDER.index(name) if name in _WIDTH_ORDER else -1, default="F32")
+
+
+def _experts(tensor: PlannedTensor) -> int:
+    return max(1, sum(given.stored is not None for given in tensor.inputs) - 1)
+
+
+def _matrices(tensor: PlannedTensor) -> tuple[int, int, int]:
+    """Number of matrices in a tensor, their shorter side and their longer one."""
+    *batch, rows, columns = tensor.shape
+    count = 1
+    for size in batch:
+        count *= size
+    return count, min(rows, columns), max(rows, columns)
+
+
+def _passing_seconds(tensor: PlannedTensor, passes: int, speed: Throughput) -> float:
+    inputs = sum(given.stored is not None for given in tensor.inputs)
+    return passes * inputs * 4 * _elements(tensor) / speed.elementwise
+
+
+def _decomposition_seconds(tensor: PlannedTensor, speed: Throughput) -> float:
+    count, short, long = _matrices(tensor)
+    tasks = _experts(tensor)
+    # One decomposition a task, and two for the polar factors; two tasks need one of half the size instead.
+    decompositions = tasks + (2 if tasks > 2 else 0.25)
+    # All pairs of Gram matrices in the first pass, one product a task in the second.
+    products = tasks * (tasks + 1) / 2 + tasks
+    flops = 2 * long * short**2 * products
+    return count * (decompositions * speed.eigh_unit * short**3 + flops / speed.gemm_flops)
+
+
+def _working_bytes(tensor: PlannedTensor, options: TSVMOptions | None) -> int:
+    """With the tensor's inputs; ``options`` of our own methods where it goes through singular vectors."""
+    import torch
+
+    inputs = sum(given.stored.nbytes for given in tensor.inputs if given.stored)
+    if options is None:
+        return inputs + 2 * _experts(tensor) * _elements(tensor) * 4
+    whole_result = 4 * _elements(tensor) if len(tensor.shape) > 2 else 0
+    return inputs + whole_result + matrix_bytes(tensor.shape, torch.float32, _experts(tensor), options)

@@ -1,0 +1,186 @@
+"""Which tensors a merge combines, by mergekit's own planner, without reading any weight."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from mergekit.architecture import get_architecture_info
+from mergekit.architecture.conversion import can_convert_checkpoint_keys
+from mergekit.common import ModelReference
+from mergekit.config import MergeConfiguration
+from mergekit.io import LazyTensorLoader, ShardedTensorIndex
+from mergekit.io.lazy_tensor_loader import ShardInfo
+from mergekit.io.tasks import LoaderCache, SaveTensor
+from mergekit.merge import _model_out_config
+from mergekit.options import MergeOptions
+from mergekit.plan import MergePlanner
+
+from mergekit_3h.checkpoints.headers import Checkpoint, StoredTensor
+from mergekit_3h.lint.findings import Finding
+from mergekit_3h.lint.models import NamedModel
+
+
+@dataclass(frozen=True)
+class PlannedInput:
+    """One model's part of an output tensor. ``stored`` is None for a tensor that is absent or made of others."""
+
+    model: str
+    name: str
+    stored: StoredTensor | None
+    is_missing: bool = False
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """One tensor of the result, and what it is merged from."""
+
+    name: str
+    inputs: tuple[PlannedInput, ...]
+    vocabulary_axis: int | None = None
+    is_optional: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return next((given.stored.shape for given in self.inputs if given.stored), ())
+
+
+def planned_tensors(config: Any, models: list[NamedModel]) -> tuple[list[PlannedTensor], list[Finding]]:
+    """All tensors of the merge, whatever its method and options; or why mergekit cannot lay them out."""
+    if not isinstance(config, MergeConfiguration):
+        return _tensors_of_files(models), []
+    neutral = config.model_dump(mode="json")
+    _drop_parameters(neutral)
+    # linear accepts any number of inputs with or without a base, so this asks for the layout alone.
+    neutral |= {"merge_method": "linear", "parameters": {"weight": 1.0}, "tokenizer": None, "tokenizer_source": None}
+    plan, findings = _run_planner(neutral, models)
+    return [_planned(task, models) for task in plan], findings
+
+
+def planner_findings(config: Any, models: list[NamedModel]) -> list[Finding]:
+    """What mergekit's planner says of the config as it stands; it stops at its first problem."""
+    if not isinstance(config, MergeConfiguration):
+        return []
+    return _run_planner(config.model_dump(mode="json"), models)[1]
+
+
+def _run_planner(raw: dict[str, Any], models: list[NamedModel]) -> tuple[list[Any], list[Finding]]:
+    references = {model.name: model.reference for model in models}
+    config = MergeConfiguration.model_validate(_on_this_disk(raw, references))
+    loggers = [logging.getLogger(name) for name in ("mergekit.architecture", "transformers")]
+    options = MergeOptions()
+    try:
+        with _known_indices(models), _silenced(loggers):
+            architecture = get_architecture_info(config, options)
+            planner = MergePlanner(config, architecture, options, _model_out_config(config, architecture))
+            # Planning writes nothing: the output folder is made when the tasks are executed.
+            tasks = planner.plan_to_disk(out_path="")
+            return [task for task in tasks if isinstance(task, SaveTensor)], []
+    except Exception as error:
+        message = f"mergekit cannot plan this merge: {type(error).__name__}: {error}"
+        return [], [Finding("error", "plan", message)]
+
+
+def _on_this_disk(raw: Any, references: dict[str, str]) -> Any:
+    """The config with cached models named by their folders, so that nothing asks the hub for them."""
+    if isinstance(raw, list):
+        return [_on_this_disk(entry, references) for entry in raw]
+    if isinstance(raw, dict):
+        return {key: _on_this_disk(entry, references) for key, entry in raw.items()}
+    return references.get(raw, raw) if isinstance(raw, str) else raw
+
+
+def _drop_parameters(raw: Any) -> None:
+    for value in raw.values() if isinstance(raw, dict) else raw if isinstance(raw, list) else ():
+        _drop_parameters(value)
+    if isinstance(raw, dict) and "parameters" in raw:
+        raw["parameters"] = None
+
+
+@contextmanager
+def _known_indices(models: list[NamedModel]) -> Iterator[None]:
+    """Give mergekit's loader cache our indices, so that it neither reads files nor merges adapters."""
+    cache = LoaderCache()
+    before = dict(cache.loaders)
+    for model in models:
+        if model.checkpoint is not None:
+            cache.loaders[ModelReference.parse(model.reference)] = LazyTensorLoader(_index(model.checkpoint))
+    try:
+        yield
+    finally:
+        cache.loaders.clear()
+        cache.loaders.update(before)
+
+
+@contextmanager
+def _silenced(loggers: list[logging.Logger]) -> Iterator[None]:
+    root = logging.getLogger()
+    levels = [(logger, logger.level) for logger in (*loggers, root)]
+    for logger, _ in levels:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in levels:
+            logger.setLevel(level)
+
+
+def _index(checkpoint: Checkpoint) -> ShardedTensorIndex:
+    paths = {tensor.name: tensor.file.name for tensor in checkpoint.tensors.values()}
+    shards = [ShardInfo(file.name, [n for n, f in paths.items() if f == file.name]) for file in checkpoint.files]
+    safe = all(file.suffix == ".safetensors" for file in checkpoint.files)
+    return ShardedTensorIndex(str(checkpoint.path), safe, paths, shards)
+
+
+def _planned(task: Any, models: list[NamedModel]) -> PlannedTensor:
+    by_reference = {model.reference: model for model in models}
+    merge = task.tensor_task
+    weight = merge.output_weight
+    needed = merge.gather_tensors.weight_info
+    inputs = tuple(_input(by_reference[str(model)], needed[model]) for model in merge.model_order)
+    return PlannedTensor(weight.name, inputs, weight.vocabulary_axis, weight.optional)
+
+
+def _input(model: NamedModel, needed: Any) -> PlannedInput:
+    assert model.checkpoint is not None
+    names = [needed.name, *(needed.aliases or ()), *(needed.tied_names or ())]
+    stored = next((model.checkpoint.tensors[name] for name in names if name in model.checkpoint.tensors), None)
+    missing = (
+        stored is None
+        and not needed.optional
+        and not any(
+            can_convert_checkpoint_keys(model.settings.get("model_type"), set(model.checkpoint.tensors), name)
+            for name in names
+        )
+    )
+    return PlannedInput(model.name, needed.name, stored, missing)
+
+
+def source_tensors(plan: list[PlannedTensor], models: list[NamedModel]) -> list[PlannedTensor]:
+    """Stored tensors that mergekit converts into planned ones, such as separate experts into fused ones."""
+    converted = any(
+        given.stored is None and not given.is_missing for t in plan if not t.is_optional for given in t.inputs
+    )
+    if not converted:
+        return []
+    used = {given.stored.name for tensor in plan for given in tensor.inputs if given.stored}
+    return [tensor for tensor in _tensors_of_files(models) if tensor.name not in used]
+
+
+def _tensors_of_files(models: list[NamedModel]) -> list[PlannedTensor]:
+    """mergekit-pytorch merges by name; a tensor that one file lacks stops it, unless told otherwise."""
+    checkpoints = {model.name: model.checkpoint for model in models if model.checkpoint is not None}
+    names = dict.fromkeys(name for checkpoint in checkpoints.values() for name in checkpoint.tensors)
+    return [
+        PlannedTensor(
+            name,
+            tuple(
+                PlannedInput(model, name, checkpoint.tensors.get(name), name not in checkpoint.tensors)
+                for model, checkpoint in checkpoints.items()
+            ),
+        )
+        for name in names
+    ]

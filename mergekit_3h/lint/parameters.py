@@ -1,0 +1,225 @@
+"""Options of a config against what its merge method declares: names, places, values, required ones.
+
+Nothing here touches the disk, so merge methods call it themselves when a merge is planned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from mergekit_3h.errors import ThreeHError
+from mergekit_3h.lint.findings import Finding, did_you_mean
+from mergekit_3h.lint.places import Group, Place, parameter_groups, parameter_places
+
+if TYPE_CHECKING:
+    from mergekit.config import MergeConfiguration
+    from mergekit.merge_methods.base import MergeMethodSpec, ParameterSpec
+    from mergekit.scripts.merge_raw_pytorch import RawPyTorchMergeConfig
+
+    Config = MergeConfiguration | RawPyTorchMergeConfig
+
+
+def parameter_findings(config: Config, spec: MergeMethodSpec) -> list[Finding]:
+    """Everything that can be said about a config's options without reading a model."""
+    return [
+        *unknown_parameters(config, spec),
+        *misplaced_parameters(config, spec),
+        *value_problems(config, spec),
+        *missing_parameters(config, spec),
+    ]
+
+
+def unknown_parameters(config: Config, spec: MergeMethodSpec) -> list[Finding]:
+    """Options the method does not have. mergekit drops them without a word."""
+    known = [parameter.name for parameter in spec.parameters]
+    return [
+        Finding(
+            "error",
+            "unknown-option",
+            f"{spec.name} has no option {name!r}, mergekit would ignore it",
+            where=f"{place.where}.{name}",
+            advice=did_you_mean(name, known) or _who_has_it(name, spec.name, known),
+            model=place.model,
+        )
+        for place in parameter_places(config)
+        for name in place.parameters
+        if name not in known
+    ]
+
+
+def _who_has_it(name: str, method: str, known: list[str]) -> str:
+    from mergekit.merge_methods import registered_methods
+
+    owners = [
+        other.spec.name
+        for other in registered_methods()
+        if any(parameter.name == name for parameter in other.spec.parameters)
+    ]
+    own = f"{method} has: {', '.join(known)}" if known else f"{method} has no options at all"
+    return f"{own} ({name!r} belongs to {', '.join(owners)})" if owners else own
+
+
+def misplaced_parameters(config: Config, spec: MergeMethodSpec) -> list[Finding]:
+    """Options where mergekit never looks for them."""
+    return [
+        Finding(
+            "warning",
+            "no-effect",
+            message,
+            where=f"{place.where}.{name}",
+            advice=advice,
+            model=place.model,
+        )
+        for place, name, parameter in _known_settings(config, spec)
+        for message, advice in _reasons_without_effect(place, name, parameter)
+    ]
+
+
+def _reasons_without_effect(place: Place, name: str, parameter: ParameterSpec) -> Iterator[tuple[str, str]]:
+    scope = parameter.scope.value
+    if place.kind == "input" and scope == "shared":
+        yield (
+            f"{name!r} is one value for all models, under the model {place.model} it has no effect",
+            "move it to the parameters of the whole config, of the module or of the slice",
+        )
+    elif place.is_base and scope == "non_base":
+        yield (f"{name!r} does not apply to the base model {place.model}", "remove it here")
+
+
+def value_problems(config: Config, spec: MergeMethodSpec) -> list[Finding]:
+    """Every literal, value under a filter and end of a gradient that its option cannot have."""
+    return [
+        finding
+        for place, name, parameter in _known_settings(config, spec)
+        for finding in _setting_problems(place.parameters[name], parameter, f"{place.where}.{name}", place.model)
+    ]
+
+
+def _setting_problems(setting: Any, parameter: ParameterSpec, where: str, model: str | None) -> Iterator[Finding]:
+    if _is_conditional(setting):
+        yield from _setting_problems(setting.value, parameter, f"{where}.value", model)
+    elif not isinstance(setting, list):
+        reason = _rejection(setting, parameter)
+        if reason:
+            yield Finding("error", "bad-value", reason, where=where, model=model)
+    elif not setting:
+        message = f"an empty list sets nothing, {parameter.name!r} keeps its outer value or default"
+        yield Finding("warning", "empty-list", message, where=where, model=model)
+    elif all(_is_conditional(entry) for entry in setting):
+        yield from _conditional_problems(setting, parameter, where, model)
+    else:
+        yield from _gradient_problems(setting, parameter, where, model)
+
+
+def _conditional_problems(
+    entries: list[Any], parameter: ParameterSpec, where: str, model: str | None
+) -> Iterator[Finding]:
+    for index, entry in enumerate(entries):
+        yield from _setting_problems(entry, parameter, f"{where}[{index}]", model)
+    catch_all = next((i for i, entry in enumerate(entries) if entry.filter in (None, "*")), None)
+    if catch_all is not None and catch_all + 1 < len(entries):
+        yield Finding(
+            "warning",
+            "unreachable-filter",
+            f"{where}[{catch_all}] applies to every tensor, so the entries after it are never used",
+            where=f"{where}[{catch_all + 1}]",
+            advice="put the entry without a filter last",
+            model=model,
+        )
+
+
+def _gradient_problems(ends: list[Any], parameter: ParameterSpec, where: str, model: str | None) -> Iterator[Finding]:
+    problems = [
+        finding
+        for index, end in enumerate(ends)
+        for finding in _setting_problems(end, parameter, f"{where}[{index}]", model)
+    ]
+    yield from problems
+    if problems:
+        return
+    values = [parameter.validate(end) for end in ends]
+    if all(isinstance(value, str) for value in values):
+        yield Finding(
+            "warning",
+            "list-of-strings",
+            f"mergekit reads a list as a gradient over the layers: each layer gets one of {ends}",
+            where=where,
+            advice="write several values as one string if all layers should have them all",
+            model=model,
+        )
+    elif all(type(value) is int for value in values) and len(set(values)) > 1 and _rejection(0.5, parameter):
+        yield Finding(
+            "warning",
+            "fractional-gradient",
+            f"{parameter.name!r} takes whole numbers, between the ends {ends} a layer gets a fraction",
+            where=where,
+            advice="mergekit stops at the first such layer; set it per slice instead",
+            model=model,
+        )
+
+
+def missing_parameters(config: Config, spec: MergeMethodSpec) -> list[Finding]:
+    """Required options that no block which applies sets."""
+    return [
+        finding
+        for parameter in spec.parameters
+        if parameter.required
+        for group in parameter_groups(config)
+        for finding in _missing_in(group, parameter, spec.name)
+    ]
+
+
+def _missing_in(group: Group, parameter: ParameterSpec, method: str) -> Iterator[Finding]:
+    name = parameter.name
+    if any(_sets_something(place, name) for place in group.enclosing):
+        return
+    if parameter.scope.value == "shared":
+        yield _missing(f"{method} requires the option {name!r}", group.where, name)
+        return
+    for place in group.inputs:
+        applies = parameter.scope.value == "input" or not place.is_base
+        if applies and not _sets_something(place, name):
+            message = f"{method} requires the option {name!r} for the model {place.model}"
+            yield _missing(message, place.where, name, place.model)
+    implicit_base = group.base is not None and not any(place.is_base for place in group.inputs)
+    if parameter.scope.value == "input" and implicit_base:
+        message = f"{method} requires the option {name!r} for the base model {group.base} too"
+        yield _missing(message, group.where, name, group.base)
+
+
+def _missing(message: str, where: str, name: str, model: str | None = None) -> Finding:
+    advice = f"set {name!r} {'there, or ' if model else ''}in the parameters of the whole config"
+    return Finding("error", "missing-option", message, where=where, advice=advice, model=model)
+
+
+def _sets_something(place: Place, name: str) -> bool:
+    return name in place.parameters and place.parameters[name] != []
+
+
+def _known_settings(config: Config, spec: MergeMethodSpec) -> Iterator[tuple[Place, str, ParameterSpec]]:
+    declared = {parameter.name: parameter for parameter in spec.parameters}
+    for place in parameter_places(config):
+        for name in place.parameters:
+            if name in declared:
+                yield place, name, declared[name]
+
+
+def _rejection(value: Any, parameter: ParameterSpec) -> str:
+    """Why the option cannot have this value; empty if it can."""
+    try:
+        parameter.validate(value)
+    except ThreeHError as error:
+        return str(error)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"]
+        return f"{parameter.name}: got {value!r}, {reason[0].lower()}{reason[1:]}"
+    except (ValueError, TypeError) as error:
+        return f"{parameter.name}: got {value!r}, {error}"
+    return ""
+
+
+def _is_conditional(setting: Any) -> bool:
+    return hasattr(setting, "filter") and hasattr(setting, "value")

@@ -1,0 +1,146 @@
+"""The planned tensors against each other: missing ones, other shapes, and filters that match none of them."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+from mergekit_3h.lint.findings import Finding, did_you_mean, shortened
+from mergekit_3h.lint.host_plan import PlannedInput, PlannedTensor, source_tensors
+from mergekit_3h.lint.models import NamedModel
+from mergekit_3h.lint.places import Place, parameter_places
+from mergekit_3h.options import METHODS
+from mergekit_3h.spectral.tensors import is_excluded
+
+
+def tensor_findings(config: Any, plan: list[PlannedTensor], models: list[NamedModel]) -> list[Finding]:
+    places = {model.name: model.where for model in models}
+    bases = {model.name for model in models if model.is_base}
+    realigned = bool(getattr(config, "tokenizer_source", None) or getattr(config, "tokenizer", None))
+    return [
+        *_missing(plan, places),
+        *(
+            finding
+            for tensor in [*plan, *source_tensors(plan, models)]
+            for finding in _shapes(tensor, places, bases, realigned)
+        ),
+        *_mixed_dtypes(plan),
+        *filter_findings(config, plan),
+    ]
+
+
+def _missing(plan: list[PlannedTensor], places: dict[str, str]) -> Iterator[Finding]:
+    lacking: dict[str, list[str]] = defaultdict(list)
+    for tensor in plan:
+        for given in tensor.inputs:
+            if given.is_missing:
+                lacking[given.model].append(given.name)
+    for model, names in lacking.items():
+        message = f"{model} lacks {len(names)} of {len(plan)} tensors: {shortened(names)}"
+        yield Finding("error", "missing-tensor", message, where=places[model], model=model, tensor=names[0])
+
+
+def _shapes(tensor: PlannedTensor, places: dict[str, str], bases: set[str], realigned: bool) -> Iterator[Finding]:
+    stored = [given for given in tensor.inputs if given.stored is not None]
+    if not stored:
+        return
+    first = next((given for given in stored if given.model in bases), stored[0])
+    for given in stored:
+        if _comparable(given, tensor, realigned) != _comparable(first, tensor, realigned):
+            message = f"{given.name} has the shape {_shape(given)} in {given.model}, {_shape(first)} in {first.model}"
+            vocabulary = tensor.vocabulary_axis is not None
+            advice = "set tokenizer_source: union (or base), which aligns the rows by token" if vocabulary else ""
+            yield Finding(
+                "error",
+                "shape",
+                message,
+                where=places[given.model],
+                advice=advice,
+                model=given.model,
+                tensor=given.name,
+            )
+
+
+def _comparable(given: PlannedInput, tensor: PlannedTensor, realigned: bool) -> tuple[int, ...]:
+    shape = _shape(given)
+    axis = tensor.vocabulary_axis
+    return shape[:axis] + shape[axis + 1 :] if realigned and axis is not None else shape
+
+
+def _shape(given: PlannedInput) -> tuple[int, ...]:
+    assert given.stored is not None
+    return given.stored.shape
+
+
+def _mixed_dtypes(plan: list[PlannedTensor]) -> Iterator[Finding]:
+    used: dict[str, set[str]] = defaultdict(set)
+    for tensor in plan:
+        for given in tensor.inputs:
+            if given.stored is not None and given.stored.dtype in ("BF16", "F16", "F32", "F64"):
+                used[given.model].add(given.stored.dtype)
+    if len({frozenset(dtypes) for dtypes in used.values()}) > 1:
+        listing = ", ".join(f"{model}: {'/'.join(sorted(dtypes))}" for model, dtypes in used.items())
+        message = f"the models are stored in different dtypes ({listing}); the result takes the widest of them"
+        yield Finding("note", "mixed-dtypes", message, advice="set out_dtype: to choose the result's")
+
+
+def filter_findings(config: Any, plan: list[PlannedTensor]) -> list[Finding]:
+    """Filters are substrings of tensor names; one that is in none never applies."""
+    names = {given.name for tensor in plan for given in tensor.inputs} | {tensor.name for tensor in plan}
+    if not names:
+        return []
+    parts = sorted({part for name in names for part in name.split(".") if not part.isdigit()})
+    return [*_dead_exclusions(config, names, parts)] + [
+        Finding(
+            "warning",
+            "dead-filter",
+            f"the filter {text!r} matches none of the {len(plan)} tensors",
+            where=where,
+            advice=_filter_advice(text, parts),
+            model=place.model,
+        )
+        for place, where, text in _filters(config)
+        if not any(text in name for name in names)
+    ]
+
+
+def _dead_exclusions(config: Any, names: set[str], parts: list[str]) -> Iterator[Finding]:
+    """Patterns of our own option ``exclude``, which follow its rules and not those of filters."""
+    if config.merge_method not in METHODS:
+        return
+    for place in parameter_places(config):
+        for pattern in _exclusions(place.parameters.get("exclude")):
+            if not any(is_excluded(name, pattern) for name in names):
+                whole = "a pattern with * or ? must match the whole tensor name"
+                advice = whole if set(pattern) & set("*?") else did_you_mean(pattern, parts)
+                message = f"the pattern {pattern!r} of exclude matches none of the tensors"
+                yield Finding("warning", "dead-filter", message, where=f"{place.where}.exclude", advice=advice)
+
+
+def _exclusions(setting: Any) -> Iterator[str]:
+    if isinstance(setting, str):
+        yield from (pattern.strip() for pattern in setting.split(",") if pattern.strip())
+    elif isinstance(setting, list):
+        for entry in setting:
+            yield from _exclusions(entry)
+    elif hasattr(setting, "value"):
+        yield from _exclusions(setting.value)
+
+
+def _filters(config: Any) -> Iterator[tuple[Place, str, str]]:
+    for place in parameter_places(config):
+        for option, setting in place.parameters.items():
+            entries = setting if isinstance(setting, list) else [setting]
+            for index, entry in enumerate(entries):
+                text = getattr(entry, "filter", None)
+                if text not in (None, "*"):
+                    number = f"[{index}]" if isinstance(setting, list) else ""
+                    yield place, f"{place.where}.{option}{number}.filter", text
+
+
+def _filter_advice(text: str, parts: list[str]) -> str:
+    if re.search(r"[*?^$|\[\]\\]", text):
+        return "a filter is a plain part of the name; patterns have no meaning in it"
+    return did_you_mean(text, parts, f"names have parts such as {shortened(parts, 6)}")

@@ -1,0 +1,1 @@
+"""Records and a model in, token losses out. Search, safety and evaluation stand on this room."""
