@@ -20,6 +20,9 @@ HEAVY = {"transformers", "datasets", "ray", "cma", "matplotlib", "lm_eval", "lig
 FORBIDDEN = {
     "mergekit_3h.errors": {*HOSTS, *ROOF, "torch", "pydantic"},
     "mergekit_3h.optional": {*HOSTS, *ROOF, "torch", "pydantic"},
+    "mergekit_3h.suggestions": {*HOSTS, *ROOF, "torch", "pydantic"},
+    "mergekit_3h.tables": {*HOSTS, *ROOF, "torch", "pydantic"},
+    "mergekit_3h.writing": {*HOSTS, *ROOF, "torch", "pydantic"},
     "mergekit_3h.registration": {*HOSTS, *ROOF, "torch", "pydantic"},
     "mergekit_3h.options": {*HOSTS, *ROOF, "torch"},
     "mergekit_3h.kernels": {*HOSTS, *ROOF, "pydantic"},

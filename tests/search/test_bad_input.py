@@ -192,7 +192,7 @@ def test_experts_must_differ_from_the_base_by_label(trained) -> None:
     ("given", "message"),
     [
         ({"safety_wieght": 1.0}, r"no option 'safety_wieght'; did you mean 'safety_weight'\?"),
-        ({"zzz": 1.0}, r"no option 'zzz'; it has: combine, solver"),
+        ({"zzz": 1.0}, r"no option .zzz.; it has: batch_size, max_length"),
         (
             {"solver": "newton"},
             r"option 'solver': got 'newton'; input should be 'cocktail', 'cmaes', 'gradient' or 'grid'",

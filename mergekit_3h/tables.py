@@ -1,0 +1,33 @@
+"""Tables of text: columns lined up for a terminal, Markdown for a page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Table:
+    """The first ``left`` columns hold names and are lined up to the left, the others numbers, to the right."""
+
+    headers: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    left: int = 1
+
+    def as_text(self, *, ruled: bool = False) -> str:
+        """Columns two spaces apart; ``ruled``: dashes under the headers."""
+        widths = [max(map(len, column)) for column in zip(self.headers, *self.rows, strict=True)]
+        rule = [["-" * width for width in widths]] if ruled else []
+        return "\n".join(self._line(row, widths) for row in [self.headers, *rule, *self.rows])
+
+    def as_markdown(self) -> str:
+        rule = ["---"] * self.left + ["---:"] * (len(self.headers) - self.left)
+        cells = [[cell.replace("|", "\\|") for cell in row] for row in [self.headers, *self.rows]]
+        return "\n".join(f"| {' | '.join(row)} |" for row in [cells[0], rule, *cells[1:]])
+
+    def _line(self, row: Sequence[str], widths: Sequence[int]) -> str:
+        cells = [
+            cell.ljust(width) if column < self.left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        return "  ".join(cells).rstrip()
