@@ -18,8 +18,10 @@ HEAVY = {"transformers", "datasets", "ray", "cma", "matplotlib", "lm_eval", "lig
 
 # layer: what importing all of its modules must not bring along; a layer that does not exist is skipped
 FORBIDDEN = {
+    "mergekit_3h.drawings": {*HOSTS, *ROOF, "torch", "pydantic"},
     "mergekit_3h.errors": {*HOSTS, *ROOF, "torch", "pydantic"},
     "mergekit_3h.optional": {*HOSTS, *ROOF, "torch", "pydantic"},
+    "mergekit_3h.pages": {*HOSTS, *ROOF, "torch", "pydantic"},
     "mergekit_3h.suggestions": {*HOSTS, *ROOF, "torch", "pydantic"},
     "mergekit_3h.tables": {*HOSTS, *ROOF, "torch", "pydantic"},
     "mergekit_3h.writing": {*HOSTS, *ROOF, "torch", "pydantic"},
