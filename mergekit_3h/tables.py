@@ -21,13 +21,17 @@ class Table:
         return "\n".join(self._line(row, widths) for row in [self.headers, *rule, *self.rows])
 
     def as_markdown(self) -> str:
-        rule = ["---"] * self.left + ["---:"] * (len(self.headers) - self.left)
+        """Readable as it stands, too: the cells are lined up."""
         cells = [[cell.replace("|", "\\|") for cell in row] for row in [self.headers, *self.rows]]
-        return "\n".join(f"| {' | '.join(row)} |" for row in [cells[0], rule, *cells[1:]])
+        widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
+        rule = ["-" * width if i < self.left else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
+        return "\n".join(f"| {' | '.join(self._padded(row, widths))} |" for row in [cells[0], rule, *cells[1:]])
 
     def _line(self, row: Sequence[str], widths: Sequence[int]) -> str:
-        cells = [
+        return "  ".join(self._padded(row, widths)).rstrip()
+
+    def _padded(self, row: Sequence[str], widths: Sequence[int]) -> list[str]:
+        return [
             cell.ljust(width) if column < self.left else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
-        return "  ".join(cells).rstrip()

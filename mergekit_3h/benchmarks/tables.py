@@ -2,34 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 from mergekit_3h.benchmarks.contenders import FULL_SVD, FUSION_BENCH, OURS
 from mergekit_3h.benchmarks.machine import Machine
 from mergekit_3h.benchmarks.results import Comparison, ContenderResult, Spread
+from mergekit_3h.tables import Table
 
 TITLES = {OURS: "mergekit-3h", FUSION_BENCH: "FusionBench", FULL_SVD: "full SVD, float32"}
 NOT_MEASURED = "-"
-
-
-@dataclass(frozen=True)
-class Table:
-    headers: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-    def as_text(self) -> str:
-        widths = [max(map(len, column)) for column in zip(self.headers, *self.rows, strict=True)]
-        lines = [
-            "  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in cells)
-            for row in [self.headers, *self.rows]
-            if (cells := list(enumerate(zip(row, widths, strict=True))))
-        ]
-        return "\n".join(line.rstrip() for line in lines)
-
-    def as_markdown(self) -> str:
-        rule = ["---", *["---:"] * (len(self.headers) - 1)]
-        return "\n".join(f"| {' | '.join(row)} |" for row in [self.headers, rule, *self.rows])
 
 
 def machine_lines(machine: Machine, threads: int) -> list[str]:

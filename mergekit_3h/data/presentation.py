@@ -9,6 +9,7 @@ from typing import Any, Literal
 from mergekit_3h.data.records import DataError
 from mergekit_3h.data.statistics import Statistics
 from mergekit_3h.optional import optional
+from mergekit_3h.tables import Table
 
 _MOST_ROWS = 30
 
@@ -31,7 +32,7 @@ def as_table(statistics: Statistics, style: Literal["text", "markdown"] = "text"
         _rendered(("category", "records"), _most(statistics.categories), style),
         _rendered(("label of the reply", "replies"), _most(statistics.labels), style),
         _rendered(("source", "records"), _most(statistics.sources), style),
-        _rendered(("model", "set", "replies", "refused", "safe", "unscored"), rates, style),
+        _rendered(("model", "set", "replies", "refused", "safe", "unscored"), rates, style, left=2),
     ]
     return "\n\n".join(section for section in sections if section)
 
@@ -86,25 +87,9 @@ def _most(counts: dict[str, int]) -> list[tuple[str, int]]:
     return [*rows[: _MOST_ROWS - 1], (f"({len(rest)} others)", sum(count for _, count in rest))]
 
 
-def _rendered(header: Sequence[str], rows: Sequence[Sequence[object]], style: str) -> str:
-    """Columns lined up, numbers to the right. Nothing if there are no rows."""
+def _rendered(headers: Sequence[str], rows: Sequence[Sequence[object]], style: str, left: int = 1) -> str:
+    """Nothing if there are no rows."""
     if not rows:
         return ""
-    cells = [[str(cell) for cell in row] for row in rows]
-    if style == "markdown":
-        cells = [[cell.replace("|", "\\|") for cell in row] for row in cells]
-    widths = [max(len(row[column]) for row in [list(header), *cells]) for column in range(len(header))]
-    numeric = [all(not isinstance(row[column], str) for row in rows) for column in range(len(header))]
-
-    def line(row: Sequence[str]) -> str:
-        padded = [
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(row, widths, numeric, strict=True)
-        ]
-        return f"| {' | '.join(padded)} |" if style == "markdown" else "  ".join(padded).rstrip()
-
-    dashes = [
-        "-" * (width - 1) + (":" if right and style == "markdown" else "-")
-        for width, right in zip(widths, numeric, strict=True)
-    ]
-    return "\n".join([line(header), line(dashes), *map(line, cells)])
+    table = Table(headers, [[str(cell) for cell in row] for row in rows], left)
+    return table.as_markdown() if style == "markdown" else table.as_text(ruled=True)

@@ -5,26 +5,22 @@ from __future__ import annotations
 import gzip
 import logging
 import os
-import sys
 import zlib
-from collections.abc import Iterable, Iterator
-from io import BufferedWriter
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Generic, Protocol, TypeVar, cast
+from typing import IO, Generic, Protocol, TypeVar, cast
 
 from pydantic import BaseModel
 
 from mergekit_3h.data.reading import Reader, is_json
 from mergekit_3h.data.records import DataError
+from mergekit_3h.writing import keep_others_out, write_whole
 
 log = logging.getLogger(__name__)
 
 _BLOCK = 1 << 20
-
-
-class StoreInUseError(DataError):
-    """Another process writes to the file."""
 
 
 class Identified(Protocol):
@@ -57,7 +53,7 @@ class Store(Generic[Item]):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
-            _lock(self._descriptor, self.path)
+            keep_others_out(self._descriptor, _in_use(self.path))
             repair(self._descriptor, self.path)
             self._ids = {_id(item) for item in self}
         except BaseException:
@@ -130,37 +126,28 @@ def line_of(item: BaseModel) -> bytes:
 
 def write_records(path: str | Path, items: Iterable[BaseModel]) -> int:
     """Write a whole file and return its number of lines; readers see the old file or the new, no part."""
-    path = Path(path)
+    path, count = Path(path), 0
+
+    def write(new: Path) -> None:
+        nonlocal count
+        with _opened_for_writing(new) as file:
+            for item in items:
+                file.write(line_of(item))
+                count += 1
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Always the same name, so that what a killed process left is overwritten by the next try.
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        with temporary.open("ab") as raw:
-            _lock(raw.fileno(), path)
-            if not temporary.exists() or not os.path.samestat(os.fstat(raw.fileno()), temporary.stat()):
-                raise StoreInUseError(f"{path}: another process has just written it; run again")
-            raw.truncate(0)
-            if path.suffix == ".gz":
-                with gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as packed:
-                    count = _write_lines(packed, items)
-            else:
-                count = _write_lines(raw, items)
-            raw.flush()
-            os.fsync(raw.fileno())
-            temporary.replace(path)
-    except BaseException as error:
-        if not isinstance(error, StoreInUseError):
-            temporary.unlink(missing_ok=True)
-        raise
+    write_whole(path, write)
     return count
 
 
-def _write_lines(file: gzip.GzipFile | BufferedWriter, items: Iterable[BaseModel]) -> int:
-    count = 0
-    for item in items:
-        file.write(line_of(item))
-        count += 1
-    return count
+@contextmanager
+def _opened_for_writing(path: Path) -> Generator[IO[bytes]]:
+    with path.open("wb") as raw:
+        if path.suffix != ".gz":
+            yield raw
+            return
+        with gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as packed:
+            yield cast("IO[bytes]", packed)
 
 
 def repair(descriptor: int, path: Path) -> None:
@@ -218,13 +205,5 @@ def _id(item: BaseModel) -> str:
     return cast(Identified, item).id
 
 
-def _lock(descriptor: int, path: Path) -> None:
-    """Keep other writers out for as long as the file is open, even if this process is killed."""
-    if sys.platform == "win32":  # no flock there; two writers are then the user's own care
-        return
-    import fcntl
-
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise StoreInUseError(f"{path}: another process is writing to it; wait for it to finish or stop it") from None
+def _in_use(path: Path) -> str:
+    return f"{path}: another process is writing to it; wait for it to finish or stop it"

@@ -99,10 +99,10 @@ def test_a_file_is_not_divided_onto_itself(questions: Path, tmp_path: Path) -> N
 
 def test_a_part_that_cannot_be_written_takes_the_others_with_it(questions: Path, tmp_path: Path) -> None:
     parts = tmp_path / "parts"
-    (parts / ".test.jsonl.part").mkdir(parents=True)  # where the last part is to be written first
+    (parts / ".test.partial.jsonl").mkdir(parents=True)  # where the last part is to be written first
     failed = split(questions, "-o", parts)
-    assert failed.exit_code == 1 and "test.jsonl" in failed.output
-    assert [file.name for file in parts.iterdir()] == [".test.jsonl.part"]
+    assert failed.exit_code == 1 and ".test.partial.jsonl" in failed.output
+    assert [file.name for file in parts.iterdir()] == [".test.partial.jsonl"]
 
 
 @pytest.mark.parametrize(

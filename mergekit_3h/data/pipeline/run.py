@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ from mergekit_3h.data.reading import Reader
 from mergekit_3h.data.records import DataError
 from mergekit_3h.data.store import write_records
 from mergekit_3h.errors import ThreeHError
+from mergekit_3h.writing import keep_others_out
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +136,7 @@ def _remove_unfinished_files(parts: list[Part], folder: Path) -> None:
     """Remove what a killed run left of files it was about to put in place."""
     for part in parts:
         for path in (part.output, part.marker(folder), part.journal(folder)):
-            for leftover in path.parent.glob(f".{path.name}.*"):
+            for leftover in path.parent.glob(f".{path.stem}.*"):
                 leftover.unlink(missing_ok=True)
 
 
@@ -145,13 +145,7 @@ def _alone_in(folder: Path) -> Generator[None]:
     """Keep a second run out of the folder. The system frees the lock even when this process is killed."""
     (folder / "journal").mkdir(parents=True, exist_ok=True)
     with (folder / "journal" / "lock").open("w") as lock:
-        if sys.platform != "win32":
-            import fcntl
-
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise DataError(f"{folder}: another run is at work in this folder; wait for it or stop it") from None
+        keep_others_out(lock.fileno(), f"{folder}: another run is at work in this folder; wait for it or stop it")
         yield
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from mergekit_3h import __version__
 from mergekit_3h.data.generation.reports import StepReport, listed
 from mergekit_3h.data.pipeline.settings import PipelineSettings
+from mergekit_3h.tables import Table
+from mergekit_3h.writing import write_text_whole
 
 
 class Summary(BaseModel):
@@ -64,21 +65,15 @@ def _judge(share: float, limit: float, what: str, reasons: dict[str, int], beyon
 
 def write_summary(summary: Summary, folder: Path) -> None:
     """Write both files, each as a whole."""
-    for name, text in (("summary.json", summary.model_dump_json(indent=2)), ("summary.md", as_text(summary))):
-        temporary = folder / f".{name}.new"
-        temporary.write_text(text + "\n", encoding="utf-8")
-        os.replace(temporary, folder / name)
+    write_text_whole(folder / "summary.json", summary.model_dump_json(indent=2) + "\n")
+    write_text_whole(folder / "summary.md", as_text(summary) + "\n")
 
 
 def as_text(summary: Summary) -> str:
     """The summary as Markdown that is also readable as it stands."""
-    header = ("step", "requests", "kept", "dropped", "failed", "unscored", "verdicts")
-    rows = [header, *(_row(report) for report in summary.steps)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-    lines = [" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    lines.insert(1, " | ".join("-" * width for width in widths))
-    table = [f"| {line} |" for line in lines]
-    blocks = [f"# Data pipeline: {_verdict(summary)}", "\n".join(table)]
+    headers = ("step", "verdicts", "requests", "kept", "dropped", "failed", "unscored")
+    table = Table(headers, [_row(report) for report in summary.steps], left=2)
+    blocks = [f"# Data pipeline: {_verdict(summary)}", table.as_markdown()]
     for title, items in (
         ("Beyond the limits", summary.beyond_limits),
         ("Dropped", [f"{report.step}: {listed(report.dropped)}" for report in summary.steps if report.dropped]),
@@ -110,8 +105,8 @@ def _row(report: StepReport) -> tuple[str, ...]:
     numbers = (report.dropped, report.failed, report.unscored)
     return (
         report.step,
+        listed(report.labels),
         str(report.requests),
         f"{report.kept}{wanted}",
         *(str(sum(counts.values())) for counts in numbers),
-        listed(report.labels),
     )
