@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import zlib
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Generic, TypeVar, cast
@@ -32,13 +32,34 @@ class InvalidLinesError(DataError):
 
     def __init__(self, path: Path, problems: list[Problem], bad_lines: int, lines: int) -> None:
         self.path, self.problems, self.bad_lines = path, problems, bad_lines
-        listed = "\n".join(f"  {problem}" for problem in problems)
+        listed = "\n".join(f"  {fault}" for fault in faults(problems))
         more = "\n  ... and more" if bad_lines > len({problem.line for problem in problems}) else ""
-        verb = "line is not a valid record" if bad_lines == 1 else "lines are not valid records"
+        noun = "line" if lines == 1 else "lines"
+        verb = "is not a valid record" if bad_lines == 1 else "are not valid records"
         super().__init__(
-            f"{path}: {bad_lines} of {lines} {verb}:\n{listed}{more}\n"
+            f"{path}: {bad_lines} of {lines} {noun} {verb}:\n{listed}{more}\n"
             "Correct them, or leave them out with --skip-invalid (Python: skip_invalid=True)."
         )
+
+
+def faults(problems: Iterable[Problem]) -> list[str]:
+    """Problems as text, one and the same fault of several lines only once, with their numbers."""
+    lines: dict[tuple[str, str], list[int]] = {}
+    for problem in problems:
+        lines.setdefault((problem.field, problem.message), []).append(problem.line)
+    return [
+        f"{_lines(list(dict.fromkeys(numbers)))}, field {field!r}: {message}"
+        for (field, message), numbers in lines.items()
+    ]
+
+
+def _lines(numbers: list[int]) -> str:
+    if len(numbers) == 1:
+        return f"line {numbers[0]}"
+    starts = [number for number in numbers if number - 1 not in numbers]
+    ends = [number for number in numbers if number + 1 not in numbers]
+    spans = [str(start) if start == end else f"{start}-{end}" for start, end in zip(starts, ends, strict=True)]
+    return f"lines {', '.join(spans)}"
 
 
 class Reader(Generic[Model]):

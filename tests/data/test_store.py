@@ -259,6 +259,28 @@ def test_one_error_names_every_bad_line_and_nothing_is_yielded(bad_file: Path) -
     assert "--skip-invalid" in message
 
 
+def test_the_same_fault_of_many_lines_is_said_once_with_their_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "faulty.jsonl"
+    good = [json.dumps({"prompt": f"Is shade {number} blue?", "set": "domain"}) for number in range(60)]
+    for number in (*range(10, 34), 40):
+        good[number - 1] = '{"prompt": "Is it blue?", "set": "domian"}'
+    path.write_text("\n".join(good) + "\n")
+    with pytest.raises(InvalidLinesError) as error:
+        read_records(path)
+    heading, *faults, advice = str(error.value).splitlines()
+    assert heading == f"{path}: 25 of 60 lines are not valid records:"
+    assert len(faults) == 1 and faults[0].startswith("  lines 10-33, 40, field 'set': got 'domian'")
+    assert "--skip-invalid" in advice
+
+
+@pytest.mark.parametrize(("lines", "said"), [(1, "1 of 1 line is not"), (80, "1 of 80 lines is not")])
+def test_one_bad_line_is_told_in_grammar(tmp_path: Path, lines: int, said: str) -> None:
+    path = tmp_path / "faulty.jsonl"
+    path.write_text('{"prompt": "a", "set": "domain"}\n' * (lines - 1) + "{}\n")
+    with pytest.raises(InvalidLinesError, match=f"{said} a valid record"):
+        read_records(path)
+
+
 def test_skip_invalid_keeps_the_rest_and_counts(bad_file: Path, caplog: pytest.LogCaptureFixture) -> None:
     reader = Reader(bad_file, Record, skip_invalid=True)
     assert sum(1 for _ in reader) == 9_997
