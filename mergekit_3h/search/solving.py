@@ -43,9 +43,9 @@ def solve_problem(
     host's method). ``on_point`` is called with every point, recorded ones too.
     """
     full = {**problem.identity(), **(identity or {})}
-    trace = Trace(trace_path, {**_identity(problem.layout, problem.options), **full}, resume)
     runner = runner or OnDemandRunner(problem.local_runner, problem.set_weights)
-    return _solved(runner, problem.layout, problem.options, problem.base.label, trace, on_point)
+    with Trace(trace_path, {**_identity(problem.layout, problem.options), **full}, resume) as trace:
+        return _solved(runner, problem.layout, problem.options, problem.base.label, trace, on_point)
 
 
 def solve(
@@ -60,8 +60,8 @@ def solve(
     on_point: OnPoint | None = None,
 ) -> Solution:
     """Like ``solve_problem``, of whatever the runner evaluates. ``base`` is the base's label."""
-    trace = Trace(trace_path, {**_identity(layout, options), **(identity or {})}, resume)
-    return _solved(runner, layout, options, base, trace, on_point)
+    with Trace(trace_path, {**_identity(layout, options), **(identity or {})}, resume) as trace:
+        return _solved(runner, layout, options, base, trace, on_point)
 
 
 def _identity(layout: Layout, options: SearchOptions) -> dict[str, object]:
@@ -85,7 +85,10 @@ def _solved(
         )
     uniform = next((point for point in search.points if point.coefficients == search.start), None)
     log.info("%s: %s after %d evaluations, score %.5g", options.solver, stopped, len(search.points), best.score)
-    return Solution(options, layout, search.scoring, best, uniform, models, tuple(search.points), stopped)
+    solution = Solution(options, layout, search.scoring, best, uniform, models, tuple(search.points), stopped)
+    for remark in solution.remarks():
+        log.warning("%s", remark)
+    return solution
 
 
 def _measured_models(runner: Runner, labels: list[str], trace: Trace) -> dict[str, Measurement]:

@@ -1,7 +1,8 @@
 """The trace of a search: one JSON line for every measurement, appended as soon as it is there.
 
 The first line says which search it is. A search that is started again with the same trace finds what was measured
-before and continues; a last line that was cut off when the process was killed is removed.
+before and continues; a last line that was cut off when the process was killed is removed. One search at a time writes
+to a trace: another one that names the same file is refused, whichever it is.
 """
 
 from __future__ import annotations
@@ -11,14 +12,16 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
 from mergekit_3h.errors import ThreeHError
 from mergekit_3h.search.runner import Measurement
+from mergekit_3h.writing import keep_others_out
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1
+_BEGINNING = b'{"kind": "search", '
 
 
 class TraceError(ThreeHError):
@@ -32,14 +35,30 @@ class Trace:
         self.path = Path(path) if path else None
         self._models: dict[str, Measurement] = {}
         self._candidates: dict[tuple[tuple[float, ...], bool], Measurement] = {}
-        header: dict[str, object] = {"kind": "search", "format": FORMAT, "identity": _as_json(identity)}
+        self._file: IO[bytes] | None = None
         if self.path is None:
             return
-        if self.path.exists() and self.path.stat().st_size:
+        header: dict[str, object] = {"kind": "search", "format": FORMAT, "identity": _as_json(identity)}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = _opened_alone(self.path)
+        try:
             self._read(self.path, header, resume)
-        if not (self.path.exists() and self.path.stat().st_size):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._append(header)
+            if not os.fstat(self._file.fileno()).st_size:
+                self._append(header)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Trace:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let another search write to the file. Nothing can be added any more."""
+        if self._file is not None:
+            self._file.close()
 
     def __len__(self) -> int:
         """How many candidates there are."""
@@ -63,21 +82,23 @@ class Trace:
         self._append({**line, **_fields(measured)})
 
     def _append(self, content: Mapping[str, object]) -> None:
-        if self.path is None:
-            return
-        with self.path.open("ab") as file:
-            file.write(_line(content))
-            file.flush()
-            os.fsync(file.fileno())
+        if self._file is not None:
+            self._file.write(_line(content))
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def _read(self, path: Path, header: dict[str, object], resume: bool) -> None:
         content = path.read_bytes()
         whole = content.rfind(b"\n") + 1
         lines = [_parsed(path, number, line) for number, line in enumerate(content[:whole].splitlines(), start=1)]
+        if not lines and not _is_cut_off_header(content):
+            raise TraceError(f"{path}: not the trace of a search; name another file")
+        if len(lines) == 1 and lines[0].get("kind") == "search" and lines[0] != header:
+            log.info("%s: begun anew, as another search has left no measurement in it", path)
+            os.truncate(path, 0)
+            return
         if lines:
             _require_same_search(path, lines[0], header)
-        elif not _line(header).startswith(content):
-            raise TraceError(f"{path}: not the trace of a search; name another file")
         if len(lines) > 1 and not resume:
             raise TraceError(
                 f"{path}: holds {len(lines) - 1} measurements of an earlier search. Continue it with resume, or name "
@@ -88,7 +109,8 @@ class Trace:
             os.truncate(path, whole)
         for number, line in enumerate(lines[1:], start=2):
             self._remember(path, number, line)
-        log.info("%s: continues after %d candidates", path, len(self))
+        if lines:
+            log.info("%s: continues after %d candidates", path, len(self))
 
     def _remember(self, path: Path, number: int, line: dict[str, Any]) -> None:
         try:
@@ -99,6 +121,32 @@ class Trace:
                 self._candidates[tuple(line["coefficients"]), line["gradient"]] = Measurement(**values)
         except (KeyError, TypeError) as error:
             raise TraceError(f"{path}, line {number}: not a line of a trace ({error!r} is missing or wrong)") from None
+
+
+def discard(path: Path) -> None:
+    """Empty the trace of an earlier search, unless one is writing to it right now."""
+    if path.exists():
+        with _opened_alone(path) as file:
+            file.truncate(0)
+
+
+def _opened_alone(path: Path) -> IO[bytes]:
+    file = path.open("ab")
+    try:
+        keep_others_out(
+            file.fileno(),
+            f"{path}: another search is writing to it at this moment; wait for it, stop it, or name another output "
+            "or report",
+        )
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _is_cut_off_header(content: bytes) -> bool:
+    """Whether a file without a whole line may be the beginning of a trace: any trace, as it holds no measurement."""
+    return content.startswith(_BEGINNING) or _BEGINNING.startswith(content)
 
 
 def _line(content: Mapping[str, object]) -> bytes:

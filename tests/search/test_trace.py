@@ -12,6 +12,8 @@ import pytest
 
 from mergekit_3h.search import SearchOptions, Trace, TraceError, open_problem, solve, solve_problem
 from mergekit_3h.search import problem as problem_module
+from mergekit_3h.search.trace import discard
+from mergekit_3h.writing import InUseError
 
 KILLED_SEARCH = """
 import os, signal, sys, torch
@@ -79,6 +81,57 @@ def test_a_line_that_was_cut_off_is_measured_again(quadratic, tmp_path: Path, ke
     again = solve(runner, runner.layout, options, trace_path=trace, resume=True)
     assert again.to_dict() == whole.to_dict()
     assert trace.read_bytes() == content
+
+
+@pytest.mark.parametrize("kept", [1, 25, 60, -1])
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_trace_without_a_measurement_binds_nobody(quadratic, tmp_path: Path, kept: int, resume: bool) -> None:
+    """A kill while the first line was written, or right after it; then a search with another option."""
+    trace = tmp_path / "trace.jsonl"
+    runner = quadratic(3)
+    solve(runner, runner.layout, SearchOptions(seed=1, max_evaluations=4), trace_path=trace)
+    header = trace.read_bytes().splitlines(keepends=True)[0]
+    trace.write_bytes(header if kept == -1 else header[:kept])
+    again = solve(runner, runner.layout, SearchOptions(max_evaluations=4), trace_path=trace, resume=resume)
+    header, *rest = lines(trace)
+    assert header["identity"]["seed"] == 0
+    assert sum(line["kind"] == "candidate" for line in rest) == len(again.points)
+
+
+WRITING_SEARCH = """
+import sys
+from pathlib import Path
+from mergekit_3h.search import Trace
+with Trace(sys.argv[1], {"seed": 1}, resume=True):
+    print("writing", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.skipif(sys.platform == "win32", reason="no such locks there")
+def test_a_second_search_is_refused_while_one_writes(quadratic, tmp_path: Path, seed: int) -> None:
+    """The same search or another one: nothing of it gets into the trace, and it is free again after a kill."""
+    trace = tmp_path / "trace.jsonl"
+    command = [sys.executable, "-c", WRITING_SEARCH, str(trace)]
+    first = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert first.stdout is not None and first.stdout.readline() == "writing\n"
+        before, runner = trace.read_bytes(), quadratic(3)
+        options = SearchOptions(seed=seed, max_evaluations=4)
+        for attempt in (
+            lambda: solve(runner, runner.layout, options, trace_path=trace, resume=True),
+            lambda: solve(runner, runner.layout, options, trace_path=trace),
+            lambda: discard(trace),
+        ):
+            with pytest.raises(InUseError, match=r"trace\.jsonl: another search is writing to it at this moment"):
+                attempt()
+        assert trace.read_bytes() == before and not runner.evaluated
+    finally:
+        first.kill()
+        first.communicate()
+    solve(runner, runner.layout, options, trace_path=trace, resume=True)
+    assert sum(line["kind"] == "candidate" for line in lines(trace)) == len(set(runner.evaluated))
 
 
 def test_an_earlier_search_is_not_overwritten(quadratic, tmp_path: Path) -> None:

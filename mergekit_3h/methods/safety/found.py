@@ -7,10 +7,12 @@ from pathlib import Path
 from mergekit.options import MergeOptions
 
 from mergekit_3h.errors import OptionError
-from mergekit_3h.methods.safety.merge import SafetyMerge, progress_bar
+from mergekit_3h.methods.safety.merge import SafetyMerge
 from mergekit_3h.methods.safety.request import Request
+from mergekit_3h.safety.progress import search_progress
 from mergekit_3h.safety.report import write_plot, write_result, write_static
 from mergekit_3h.search.solution import Solution
+from mergekit_3h.search.trace import discard
 
 
 def search_to(output: Path, request: Request, options: MergeOptions, *, resume: bool, force: bool) -> Solution:
@@ -29,8 +31,8 @@ def search_to(output: Path, request: Request, options: MergeOptions, *, resume: 
         )
     merge = SafetyMerge(request, options)
     if force and not resume:
-        trace.unlink(missing_ok=True)
-    with progress_bar(request, quiet=options.quiet) as on_point:
+        discard(trace)
+    with search_progress(request.options, disable=options.quiet) as on_point:
         solution = merge.solve(trace, resume=resume, on_point=on_point)
     write_result(output.with_suffix(".json"), solution, merge.facts)
     write_plot(output.with_suffix(".png"), solution)
