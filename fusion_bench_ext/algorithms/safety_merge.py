@@ -17,7 +17,6 @@ from mergekit.merge_methods import registered_methods
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from fusion_bench_ext.algorithms.mergekit_method import MergeKitAlgorithm
 from fusion_bench_ext.algorithms.streaming import StreamingAlgorithm
@@ -33,12 +32,12 @@ from mergekit_3h.safety.options import (
     parse_safety_merge_options,
     safety_merge_option_names,
 )
+from mergekit_3h.safety.progress import search_progress
 from mergekit_3h.safety.report import TRACE, write_report
 from mergekit_3h.safety.running import search
 from mergekit_3h.search.combinations import require_plain, require_searchable
 from mergekit_3h.search.options import LINEAR_COMBINATIONS
 from mergekit_3h.search.problem import Problem
-from mergekit_3h.search.search import Point
 from mergekit_3h.search.solution import Solution
 
 LOG = logging.getLogger(__name__)
@@ -146,11 +145,7 @@ class SafetyMerge(StreamingAlgorithm):
         options = self.options
         problem = self.problem(base, experts)
         folder = self._folder()
-        with tqdm(total=options.search.max_evaluations, desc=self.title, disable=self._silent) as bar:
-
-            def on_point(_: Point) -> None:
-                bar.update()
-
+        with search_progress(options.search, disable=self._silent) as on_point:
             return search(
                 problem,
                 partial(self._opened, problem, base, self.fabric.device),

@@ -27,6 +27,8 @@ class Point:
     score: float
     violation: float
     """By how much the safety loss exceeds its limit; negative or zero where it does not."""
+    is_recorded: bool = False
+    """Whether it was measured before, by a search that this one continues."""
 
     @property
     def satisfies(self) -> bool:
@@ -116,7 +118,7 @@ class Search:
             measured = known or next(results, None)
             if measured is None:
                 raise SearchError("the runner returned fewer results than it was asked for; look at its own log")
-            point = self._scored(coefficients, measured)
+            point = self._scored(coefficients, measured, is_recorded=known is not None)
             self._known[coefficients, gradient] = point
             self.points.append(point)
             if known is None:
@@ -124,12 +126,11 @@ class Search:
             if self._on_point is not None:
                 self._on_point(point)
 
-    def _scored(self, coefficients: tuple[float, ...], measured: Measurement) -> Point:
-        index = len(self.points)
-        if measured.failure:
-            return Point(index, coefficients, measured, float("inf"), float("inf"))
-        losses = measured.losses
-        return Point(index, coefficients, measured, self.scoring.score(losses), self.scoring.violation(losses))
+    def _scored(self, coefficients: tuple[float, ...], measured: Measurement, is_recorded: bool) -> Point:
+        score = violation = float("inf")
+        if not measured.failure:
+            score, violation = self.scoring.score(measured.losses), self.scoring.violation(measured.losses)
+        return Point(len(self.points), coefficients, measured, score, violation, is_recorded)
 
     def _record(self, point: Point, gradient: bool) -> None:
         score = None if point.measured.failure else point.score

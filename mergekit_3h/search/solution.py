@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,8 @@ from mergekit_3h.search.options import SearchOptions
 from mergekit_3h.search.runner import Measurement
 from mergekit_3h.search.scoring import Scoring, pareto_front
 from mergekit_3h.search.search import Point
+
+_MOST_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,16 @@ class Solution:
         """Each expert's ``weight`` parameter in a mergekit config that reproduces the merge."""
         return self.layout.mergekit_weights(self.coefficients)
 
+    def on_bounds(self) -> dict[float, list[str]]:
+        """The coefficients that ended on a bound, by the bound: better values may lie beyond it."""
+        values = list(zip(self.layout.names(), self.coefficients, strict=True))
+        found = {bound: [name for name, value in values if value == bound] for bound in self.options.bounds()}
+        return {bound: there for bound, there in found.items() if there}
+
+    def remarks(self) -> list[str]:
+        """What the user should know of the coefficients, in sentences that say what to do."""
+        return [_bound_remark(bound, names, self.options) for bound, names in self.on_bounds().items()]
+
     def pareto(self) -> list[Point]:
         """Evaluated points that no other one beats in every loss."""
         return [self.points[i] for i in pareto_front([point.measured.losses for point in self.points])]
@@ -58,6 +70,7 @@ class Solution:
         return {
             "options": self.options.model_dump(),
             "coefficients": self.layout.by_group(self.coefficients),
+            "on_bounds": [{"bound": bound, "coefficients": names} for bound, names in self.on_bounds().items()],
             "filters": {group.name: list(group.filters) for group in self.layout.groups},
             "score": self.best.score,
             "losses": self._losses(self.best.measured),
@@ -81,3 +94,22 @@ class Solution:
             name: {"loss": loss, "relative": relative[name] if relative[name] == relative[name] else None}
             for name, loss in measured.losses.items()
         }
+
+
+def _bound_remark(bound: float, names: Sequence[str], options: SearchOptions) -> str:
+    whose = "coefficient of " if len(names) == 1 else "coefficients of "
+    shown = (
+        whose
+        + ", ".join(names[:_MOST_NAMED])
+        + (f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else "")
+    )
+    if bound == 0.0:
+        return (
+            f"the {shown} ended on the lower bound 0: the merge takes nothing from there. Leave such an "
+            "expert out, or set allow_negative if the merge may go the other way"
+        )
+    return (
+        f"the {shown} ended on the bound {bound:g}: better values may lie beyond it. Raise "
+        f"max_coefficient ({options.max_coefficient:g}); if it then ends on the new bound too, the records hardly "
+        "depend on this expert: add some that do"
+    )

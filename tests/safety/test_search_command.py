@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from click.testing import CliRunner, Result
 from hosts import OFFLINE, mergekit_yaml
 
 from mergekit_3h.cli import main
+from mergekit_3h.search import Trace
 
 from .conftest import Trained
 from .test_mergekit import same_bits
@@ -84,6 +86,38 @@ def test_nothing_is_replaced_unasked(trained: Trained, absolute: Path) -> None:
     assert "solver: was 'cocktail', is 'grid'" in refused.output and output.read_text() == before
     search(trained.config(solver="grid", max_evaluations=3), output, "--force")
     assert output.read_text() != before
+
+
+@pytest.mark.parametrize("flags", [(), ("--resume",), ("--force",)])
+def test_two_searches_do_not_write_one_output(trained: Trained, absolute: Path, flags: tuple[str, ...]) -> None:
+    trace = absolute / "found.trace.jsonl"
+    with Trace(trace, {"seed": 7}):
+        before = trace.read_bytes()
+        refused = search(trained.config(), absolute / "found.yml", *flags, check=False)
+        assert refused.exit_code == 1, refused.output
+        assert f"{trace}: another search is writing to it" in refused.output
+        assert trace.read_bytes() == before and not (absolute / "found.yml").exists()
+
+
+def test_the_line_of_progress_tells_the_time_left(trained: Trained, absolute: Path) -> None:
+    """From the first evaluation on; a search that goes on does not take recorded ones for fast ones."""
+    output = absolute / "found.yml"
+    first = search(trained.config(solver="grid", max_evaluations=3), output)
+    told = [line for line in re.split(r"[\r\n]", first.stderr) if "/3 [" in line]
+    assert "the single models first" in told[0] + told[1]
+    assert re.search(r"3/3 \[.*best [\d.]+, [\d.]+ s each, at most 0\.0 s left\]", told[-1]), told
+    again = search(trained.config(solver="grid", max_evaluations=3), output, "--resume")
+    assert "each" not in again.stderr and "best" in again.stderr
+
+
+def test_a_coefficient_on_its_bound_is_said(trained: Trained, absolute: Path, caplog: pytest.LogCaptureFixture) -> None:
+    search(trained.config(max_coefficient=0.3, start=0.2), absolute / "found.yml")
+    report = json.loads((absolute / "found.json").read_text())
+    [on_bound] = [entry for entry in report["on_bounds"] if entry["bound"] == 0.3]
+    on_the_bound = [name for name, value in report["coefficients"]["all"].items() if value == 0.3]
+    assert on_bound["coefficients"] == on_the_bound != []
+    assert re.search(f"coefficients? of {', '.join(on_the_bound)} ended on the bound 0.3", caplog.text)
+    assert "Raise max_coefficient (0.3)" in caplog.text
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from torch import Tensor
 from mergekit_3h.methods.safety.combining import StaticMerge
 from mergekit_3h.methods.safety.problems import checked_problem, opened_problem
 from mergekit_3h.methods.safety.request import Request
+from mergekit_3h.safety.progress import search_progress
 from mergekit_3h.safety.report import TRACE, write_report
 from mergekit_3h.safety.running import search
 from mergekit_3h.search.search import Point
@@ -67,7 +68,7 @@ class SafetyMerge:
 
     def _search_and_report(self) -> tuple[Solution, StaticMerge]:
         folder = self.request.run.folder()
-        with progress_bar(self.request, quiet=self._options.quiet) as on_point:
+        with search_progress(self.request.options, disable=self._options.quiet) as on_point:
             solution = self.solve(folder / TRACE if folder else None, resume=True, on_point=on_point)
         static = StaticMerge(self.request, solution.mergekit_weights(), self._options)
         if folder:
@@ -78,23 +79,6 @@ class SafetyMerge:
                 solution.mergekit_weights(),
             )
         return solution, static
-
-
-@contextmanager
-def progress_bar(request: Request, *, quiet: bool) -> Iterator[Callable[[Point], None]]:
-    """A bar over the evaluations with the best score so far."""
-    from tqdm import tqdm
-
-    options = request.options
-    best = [float("inf")]
-    with tqdm(total=options.max_evaluations, desc=f"safety_merge ({options.solver})", disable=quiet) as bar:
-
-        def on_point(point: Point) -> None:
-            best[0] = min(best[0], point.score)
-            bar.set_postfix(best=f"{best[0]:.5g}", refresh=False)
-            bar.update()
-
-        yield on_point
 
 
 @contextmanager
