@@ -21,7 +21,7 @@ matrix, so that V V^T = n I and V_perp = V / sqrt(n). With D_i the rank-k_l trun
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -51,6 +51,11 @@ class Report:
     noise_edges: list[float]
     decompositions: list[str]
     residuals: list[float]
+    conditions: tuple[float, float] = (1.0, 1.0)
+    """How unequally the experts' singular vectors fill the output side (the checkpoint's rows) and the input side:
+    largest over smallest singular value of [U_1 .. U_n] and [V_1 .. V_n]. Noise is magnified by as much."""
+    dependent: tuple[int, int] = (0, 0)
+    """Directions of the output and of the input side that were dropped, since the experts have them in common."""
 
 
 @dataclass(frozen=True)
@@ -116,11 +121,13 @@ def _shares(tasks: TaskMatrices, plan: Plan, settings: Settings) -> tuple[Trunca
         full = _present(decompose(tasks, [everything] * n, settings))
         ranks = [rule(s.values, s.total_square) for rule, s in zip(plan.rules, full, strict=True)]
         report = _report(plan, full, ranks)
-        return PolarFactors(tasks, full, ranks, right_is_orthogonal=True), report
+        factors = PolarFactors(tasks, full, ranks, right_is_orthogonal=True)
+        return factors, _with_extents(report, tasks, factors)
     spectra = _present(decompose(tasks, plan.rules, settings))
     ranks = [spectrum.rank for spectrum in spectra]
     report = _report(plan, spectra, ranks)
-    return PolarFactors(tasks, spectra, ranks), report
+    factors = PolarFactors(tasks, spectra, ranks)
+    return factors, _with_extents(report, tasks, factors)
 
 
 def decompose(tasks: TaskMatrices, rules: Sequence[RankRule | None], settings: Settings) -> list[Spectrum | None]:
@@ -144,6 +151,16 @@ def _spectrum(tasks: TaskMatrices, i: int, rule: RankRule, settings: Settings) -
 
 def _present(spectra: Sequence[Spectrum | None]) -> list[Spectrum]:
     return [spectrum for spectrum in spectra if spectrum is not None]
+
+
+def _with_extents(report: Report, tasks: TaskMatrices, factors: PolarFactors) -> Report:
+    sides = factors.left_extent, factors.right_extent
+    output, input_ = reversed(sides) if tasks.is_wide else sides
+    return replace(
+        report,
+        conditions=(output.condition, input_.condition),
+        dependent=(output.dependent, input_.dependent),
+    )
 
 
 def _report(plan: Plan, spectra: Sequence[Spectrum | None], ranks: list[int]) -> Report:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import accumulate, pairwise
 
@@ -11,13 +11,19 @@ import torch
 from torch import Tensor
 
 from mergekit_3h.kernels.memory import STORED_ASPECT
-from mergekit_3h.kernels.polar import inverse_sqrt, inverse_sqrt_of_two_blocks
+from mergekit_3h.kernels.noise import number_error
+from mergekit_3h.kernels.polar import Extent, Factor, inverse_sqrt, inverse_sqrt_of_two_blocks
 from mergekit_3h.kernels.spectra import Spectrum, tiles
 from mergekit_3h.kernels.tasks import TaskMatrices
 from mergekit_3h.kernels.workers import run_all, spans
 
 PANEL_ROWS = 1024
 """Rows of U, at least, that go into its Gram matrix at once."""
+
+EPSILON_FLOAT64 = float(torch.finfo(torch.float64).eps)
+
+GRAM_ERROR = 4 * EPSILON_FLOAT64
+"""Relative error of a Gram matrix and its eigenvectors, which turns a singular vector by this over its s^2 / s_1^2."""
 
 
 class PolarFactors:
@@ -50,6 +56,7 @@ class PolarFactors:
             self._stored = self._left_panel(slice(0, tasks.rows))
         self._norms = torch.ones_like(self.values)
         self._left_whitener = self._right_whitener = self.values
+        self.left_extent = self.right_extent = Extent()
         self._orthogonalize()
 
     @property
@@ -156,18 +163,46 @@ class PolarFactors:
         left_gram, right_gram = self._left_gram(), self._right_gram()
 
         def whiten_left() -> None:
-            self._left_whitener = self._inverse_sqrt(left_gram, self._is_left_wide)
+            self._left_whitener, self.left_extent = self._whitener(left_gram, self._left_factor())
 
         def whiten_right() -> None:
-            self._right_whitener = self._inverse_sqrt(right_gram, self._is_right_wide)
+            self._right_whitener, self.right_extent = self._whitener(right_gram, self._right_factor())
 
         self._run([whiten_left, whiten_right])
 
-    def _inverse_sqrt(self, gram: Tensor, is_wide: bool) -> Tensor:
-        if len(self.parts) == 2 and not is_wide:
+    def _whitener(self, gram: Tensor, factor: Factor) -> tuple[Tensor, Extent]:
+        if len(self.parts) == 2 and gram.shape[0] == self.width:
             first, second = self.parts
-            return inverse_sqrt_of_two_blocks(gram[first, second])
-        return inverse_sqrt(gram)
+            return inverse_sqrt_of_two_blocks(gram[first, second], factor)
+        return inverse_sqrt(gram, factor)
+
+    def _left_factor(self) -> Factor:
+        """The normalised columns of U, or U^T where U is wide."""
+
+        def panels() -> Iterator[Tensor]:
+            return (self.left_rows(rows) / self._norms for rows in self.tasks.row_spans())
+
+        errors = self._errors(self.tasks.rows)
+        if self._is_left_wide:
+            return Factor(lambda: iter([torch.cat(list(panels())).T]), _spread(errors, self.tasks.rows))
+        return Factor(panels, errors)
+
+    def _right_factor(self) -> Factor:
+        """V, or V^T where V is wide."""
+        errors = self._errors(self.tasks.columns)
+        if self._is_right_wide:
+            return Factor(lambda: iter([self.right.T]), _spread(errors, self.tasks.columns))
+        return Factor(lambda: iter([self.right]), errors)
+
+    def _errors(self, side: int) -> Tensor:
+        """Root mean square errors of singular vectors with ``side`` entries: noise of size e in every entry of delta_i
+        moves its j-th one by e sqrt(side) / s_j, beside what the decomposition itself leaves."""
+        errors = torch.empty_like(self.values)
+        for expert, part in zip(self.tasks.experts, self.parts, strict=True):
+            values = self.values[part]
+            noise = number_error(expert, self.tasks.result_dtype) * math.sqrt(side) / values
+            errors[part] = torch.hypot(noise, GRAM_ERROR * (values[:1] / values).square())
+        return errors
 
     def _left_gram(self) -> Tensor:
         """U^T U of the normalised columns (or U U^T where that is smaller), upper triangle; sets the norms."""
@@ -219,3 +254,8 @@ class PolarFactors:
 
     def _run(self, pieces: Sequence[Callable[[], None]]) -> None:
         run_all(self.tasks.device, pieces)
+
+
+def _spread(errors: Tensor, side: int) -> Tensor:
+    """The error of each of ``side`` rows, from those of the columns."""
+    return (errors.square().sum() / side).sqrt().expand(side)

@@ -175,6 +175,13 @@ def require_mergeable(name: str, tensors: Mapping[str, Tensor]) -> None:
 
 def _log(name: str, report: Report) -> None:
     LOG.debug("%s: %s", name, report)
+    if any(report.dependent):
+        LOG.info(
+            "%s: %d directions of the output side and %d of the input side are the same in several experts; they are "
+            "merged as one",
+            name,
+            *report.dependent,
+        )
     if report.omega is not None and report.omega > 0.99:
         LOG.warning(
             "%s: sparsity Omega = %.3f, so the rank is %d whatever the layer holds; epsilon_mode: relative adapts it",

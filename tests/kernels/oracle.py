@@ -17,8 +17,8 @@ def settings(method: str = "tsvm", **options: object) -> Settings:
     return parse_options(method, options).settings()
 
 
-def polar_factor(matrix: Tensor, *, cut: float = 1e-5) -> Tensor:
-    """U V^T of the SVD without the directions under ``cut`` of the largest (1e-10 of the Gram matrix)."""
+def polar_factor(matrix: Tensor, *, cut: float = 1e-13) -> Tensor:
+    """U V^T of the SVD without the directions under ``cut`` of the largest, which float64 cannot tell from none."""
     u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
     kept = s > cut * s[0] if s.numel() else s > 0
     return u[:, kept] @ vh[kept]

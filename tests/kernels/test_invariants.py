@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from kernels.oracle import random_delta, relative, settings
 
 from mergekit_3h.kernels.assembly import merge
-from mergekit_3h.kernels.polar import inverse_sqrt, inverse_sqrt_of_two_blocks
 from mergekit_3h.kernels.tasks import TaskMatrices
 from mergekit_3h.kernels.workers import BLAS_THREADS
 
@@ -126,30 +125,3 @@ def test_the_workers_leave_the_callers_threads_alone() -> None:
     before = torch.get_num_threads()
     merge(TaskMatrices(deltas_of((40, 30), 3, 1)), [1.0] * 3, settings())
     assert torch.get_num_threads() == before
-
-
-@pytest.mark.parametrize("sizes", [(5, 5), (7, 3), (3, 7), (4, 0), (0, 4)])
-def test_the_closed_form_for_two_blocks_is_the_inverse_square_root(sizes: tuple[int, int]) -> None:
-    generator = torch.Generator().manual_seed(1)
-    first, second = (
-        torch.linalg.qr(torch.randn(9, size, generator=generator, dtype=torch.float64))[0] for size in sizes
-    )
-    both = torch.cat([first, second], dim=1)
-    closed = inverse_sqrt_of_two_blocks(first.T @ second)
-    # 1 - sigma is known to 1e-16 / (1 - sigma), and some sigma come near 1 where 7 + 3 columns fill 9 dimensions.
-    assert torch.allclose(closed, inverse_sqrt(both.T @ both), atol=1e-7)
-
-
-def test_the_closed_form_near_orthogonality_uses_its_series() -> None:
-    cross = torch.diag(torch.tensor([0.0, 1e-9, 1e-5, 9e-4, 1.1e-3], dtype=torch.float64))
-    gram = torch.eye(10, dtype=torch.float64)
-    gram[:5, 5:] = cross
-    gram[5:, :5] = cross.T
-    assert torch.allclose(inverse_sqrt_of_two_blocks(cross), inverse_sqrt(gram), atol=1e-14, rtol=0)
-
-
-def test_parallel_directions_are_dropped_by_the_closed_form() -> None:
-    cross = torch.eye(3, dtype=torch.float64)
-    half = torch.full((3,), 0.5**1.5, dtype=torch.float64)
-    expected = torch.diag(half).repeat(2, 2)
-    assert torch.allclose(inverse_sqrt_of_two_blocks(cross), expected, atol=1e-12)
