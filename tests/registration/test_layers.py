@@ -36,6 +36,7 @@ FORBIDDEN = {
     "mergekit_3h.cluster": {*HOSTS, *ROOF},
     "mergekit_3h.search": {*HOSTS, *ROOF},
     "mergekit_3h.safety": {*HOSTS, *ROOF},
+    "mergekit_3h.diagnostics": {*HOSTS, *ROOF},
     "mergekit_3h.evaluation": {*HOSTS, *ROOF},
     "mergekit_3h.benchmarks": {*HOSTS, *ROOF},
     "mergekit_3h.lint": {"fusion_bench", *ROOF},

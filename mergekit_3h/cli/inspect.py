@@ -1,0 +1,120 @@
+"""``mergekit-3h inspect``: shows what ``mergekit_3h.diagnostics`` measures and concludes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from mergekit_3h.diagnostics.conclusions import Conclusion, Inspection
+    from mergekit_3h.diagnostics.subjects import Subject
+
+_MARKS = {
+    "fine": ("ok", "green"),
+    "note": ("note", "cyan"),
+    "warning": ("warning", "yellow"),
+    "error": ("error", "red"),
+}
+
+
+@click.command("inspect")
+@click.argument("config", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--base", help="The base model, where there is no CONFIG.")
+@click.option("--expert", "experts", multiple=True, help="An expert; may be given several times.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for page, pictures and measures.")
+@click.option(
+    "--sample", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True, help="Share of the layers."
+)
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object for machines.")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+def command(
+    config: Path | None,
+    base: str | None,
+    experts: tuple[str, ...],
+    out: Path | None,
+    sample: float,
+    device: str,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """What the experts' updates look like before they are merged, and what speaks against merging them.
+
+    CONFIG is any mergekit config with a base model; --base and --expert do without one. Every tensor is read once, one
+    at a time. With --out, a run that was stopped goes on where it was, and one with --sample can be completed. Exit
+    status: 0, or 1 if something found is an error.
+    """
+    subject = _subject(config, base, experts)
+    _require_device(device)
+    inspection = _inspected(subject, out, sample, device, quiet)
+    from mergekit_3h.diagnostics.conclusions import conclusions
+    from mergekit_3h.diagnostics.summary import as_json as whole
+
+    found = conclusions(inspection)
+    if as_json:
+        click.echo(json.dumps(whole(inspection, found, subject.experts), indent=2))
+    else:
+        _show(inspection, found, subject.experts)
+    raise SystemExit(1 if any(conclusion.verdict == "error" for conclusion in found) else 0)
+
+
+def _subject(config: Path | None, base: str | None, experts: Sequence[str]) -> Subject:
+    from mergekit_3h.diagnostics.subjects import subject_of_config, subject_of_models
+
+    if config is not None:
+        if base or experts:
+            raise click.UsageError("give either CONFIG, or --base and --expert")
+        return subject_of_config(config)
+    if not base or not experts:
+        raise click.UsageError("expected a CONFIG, or --base MODEL and at least one --expert MODEL")
+    return subject_of_models(base, experts)
+
+
+def _require_device(device: str) -> None:
+    from mergekit_3h.inspection.devices import usable_device
+
+    problem = usable_device(device)
+    if problem:
+        raise click.BadParameter(problem, param_hint="--device")
+
+
+def _inspected(subject: Subject, out: Path | None, sample: float, device: str, quiet: bool) -> Inspection:
+    from mergekit_3h.diagnostics.conclusions import Inspection
+    from mergekit_3h.diagnostics.survey import options_of, survey
+
+    options = options_of(subject.config)
+    rows = survey(subject, options, folder=out, sample=sample, device=device, quiet=quiet)
+    return Inspection(
+        base=subject.base,
+        experts=subject.labels,
+        rows=rows,
+        settings=options.settings(),
+        method=subject.method,
+        findings=subject.findings,
+        tied=subject.tied,
+    )
+
+
+def _show(inspection: Inspection, found: Sequence[Conclusion], models: Sequence[str]) -> None:
+    from mergekit_3h.diagnostics.summary import suggested_config, table_by_type
+
+    click.echo(f"base {inspection.base}; experts {', '.join(inspection.experts)}\n")
+    asked = ""
+    for conclusion in found:
+        if conclusion.question != asked:
+            click.echo(click.style(conclusion.question, bold=True))
+            asked = conclusion.question
+        label, colour = _MARKS.get(conclusion.verdict, ("-", "white"))
+        click.echo(f"  {click.style(f'{label:7}', fg=colour)} {conclusion.text} [{conclusion.rule}]")
+        if conclusion.advice:
+            click.echo(f"          -> {conclusion.advice}")
+        if conclusion.verdict not in ("fine", "unknown"):
+            click.echo(click.style(f"          known how: {conclusion.basis}", dim=True))
+    click.echo(f"\nMedians by type of tensor (experts' and pairs' means):\n{table_by_type(inspection.rows).as_text()}")
+    config = suggested_config(inspection, found, models)
+    if config:
+        click.echo(f"\nSuggested by the above, not validated by any merge:\n\n{config.rstrip()}")
