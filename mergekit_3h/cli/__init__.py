@@ -15,6 +15,7 @@ _COMMANDS = {
     "check": "lint a mergekit config before hours are spent on it",
     "data": "make, import, divide and look at the safety and domain data for safety-aware merging",
     "doctor": "which hosts and devices are there, and does each host see the methods",
+    "evaluate": "helpfulness, honesty and harmlessness of models, by a suite of metrics",
     "inspect": "what the experts' updates look like before a merge, and what speaks against merging them",
     "search": "find merge weights by safety and domain data, and write a config that merges with them",
 }

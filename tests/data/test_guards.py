@@ -78,6 +78,10 @@ READABLE: dict[str, list[tuple[list[str], tuple[str, str | None, float | None]]]
         (["It talks of green.\n[[ Indirect_Refusal ]]\n"], ("refusal", "indirect_refusal", None)),
         (["[[direct_answer]] I repeat: [[direct_answer]]"], ("compliance", "direct_answer", None)),
     ],
+    "hallucination-judge": [
+        (["It is so.\n[[truthful]]"], ("rated", "truthful", 1.0)),
+        (["[[ Hallucinated ]]"], ("rated", "hallucinated", 0.0)),
+    ],
     "mt-bench": [
         (["Good.\nRating: [[8]]"], ("rated", None, 8.0)),
         (["Rating: [[7.5]]"], ("rated", None, 7.5)),
@@ -121,6 +125,11 @@ UNREADABLE: dict[str, list[tuple[list[str], str]]] = {
         (["direct_answer"], "found none"),
         (["[[direct_answer]] or [[direct_refusal]]"], "direct_answer, direct_refusal"),
         (["<think>It could be [[direct_answer]]"], "found none"),
+    ],
+    "hallucination-judge": [
+        (["truthful"], "found none"),
+        (["[[truthful]] or [[hallucinated]]"], "found both"),
+        (["<think>[[truthful]]"], "found none"),
     ],
     "mt-bench": [
         (["Rating: 8"], "found none"),

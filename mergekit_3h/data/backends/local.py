@@ -27,16 +27,18 @@ class TransformersBackend:
     temperature 0 is greedy for every model of a pool alike.
     """
 
-    def __init__(self, settings: TransformersSettings) -> None:
+    def __init__(self, settings: TransformersSettings, checkpoint: tuple[Any, Any] | None = None) -> None:
+        """``checkpoint``: tokenizer and model that are in memory already; otherwise they are loaded."""
         import torch
         from transformers import GenerationConfig
 
         self.batch_size = settings.batch_size
         self._name = settings.model
-        self._device = usable_device(settings.device)
-        checkpoint = loaded(settings, self._device)
+        self._device = usable_device(settings.device) if checkpoint is None else str(checkpoint[1].device)
+        checkpoint = checkpoint or loaded(settings, self._device)
         self._tokenizer: Any = checkpoint[0]
         self._model: Any = checkpoint[1]
+        self._own_generation_config: Any = self._model.generation_config
         self._end_tokens = end_tokens(self._model, self._tokenizer)
         self._longest = longest_sequence(self._model.config)
         self._model.generation_config = GenerationConfig()
@@ -51,6 +53,8 @@ class TransformersBackend:
     def close(self) -> None:
         import torch
 
+        if self._model is not None:
+            self._model.generation_config = self._own_generation_config  # someone else's model goes on as it was
         self._model = None
         if self._device.startswith("cuda"):
             torch.cuda.empty_cache()

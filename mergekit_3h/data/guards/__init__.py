@@ -5,6 +5,7 @@ from __future__ import annotations
 from difflib import get_close_matches
 
 from mergekit_3h.data.guards.contract import Guard, Verdict, judged, labelled, unscored
+from mergekit_3h.data.guards.hallucination_judge import HallucinationJudge
 from mergekit_3h.data.guards.keyword_refusal import KeywordRefusal
 from mergekit_3h.data.guards.llama_guard import LlamaGuard, LlamaGuard4
 from mergekit_3h.data.guards.md_judge import MDJudge
@@ -16,6 +17,7 @@ from mergekit_3h.data.records import DataError
 
 __all__ = [
     "GUARDS",
+    "RATING_GUARDS",
     "Guard",
     "Verdict",
     "guard_named",
@@ -24,9 +26,12 @@ __all__ = [
     "unscored",
 ]
 
-_WITH_PROMPTS = (WildGuard, ShieldGemma, MDJudge, RefusalJudge, MTBench)
+_WITH_PROMPTS = (WildGuard, ShieldGemma, MDJudge, RefusalJudge, HallucinationJudge, MTBench)
 _WITHOUT_PROMPTS = (KeywordRefusal, LlamaGuard, LlamaGuard4)
 GUARDS: tuple[str, ...] = tuple(kind.name for kind in (*_WITHOUT_PROMPTS, *_WITH_PROMPTS))
+
+RATING_GUARDS: tuple[str, ...] = (HallucinationJudge.name, MTBench.name)
+"""Those that give a score in place of a label."""
 
 
 def guard_named(name: str, prompts: str | None = None) -> Guard:

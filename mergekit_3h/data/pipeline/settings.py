@@ -20,15 +20,13 @@ from mergekit_3h.data.generation.labels import LabelSettings
 from mergekit_3h.data.generation.questions import PROMPT as UNSAFE
 from mergekit_3h.data.generation.questions import QuestionSettings, read_categories
 from mergekit_3h.data.generation.selection import SafetySettings
-from mergekit_3h.data.guards import guard_named
-from mergekit_3h.data.guards.mt_bench import MTBench
+from mergekit_3h.data.guards import RATING_GUARDS, guard_named
 from mergekit_3h.data.prompts import filled, prompt_text
 from mergekit_3h.data.sections import Section, parsed
 from mergekit_3h.errors import OptionError
 
 # A model's name becomes a file name and part of ids.
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_ONLY_RATE = {MTBench.name}
 
 
 class Limits(Section):
@@ -134,7 +132,7 @@ def _check_guard(settings: PipelineSettings) -> None:
     guard = guard_named(settings.labels.guard, settings.prompts)
     if guard.needs_model and settings.labels.model is None:
         raise OptionError(f"labels: the guard {guard.name!r} asks a model; name it in labels.model")
-    if guard.name in _ONLY_RATE:
+    if guard.name in RATING_GUARDS:
         raise OptionError(f"labels: the judge {guard.name!r} rates replies from 1 to 10 and has no verdict on refusals")
     if not guard.needs_model and settings.labels.model is not None:
         raise OptionError(f"labels: the guard {guard.name!r} asks no model; leave labels.model out")

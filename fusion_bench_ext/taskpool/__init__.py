@@ -1,0 +1,3 @@
+"""FusionBench task pools."""
+
+from fusion_bench_ext.taskpool.three_h import ThreeHTaskPool as ThreeHTaskPool
