@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from copy import deepcopy
-from dataclasses import replace
-from functools import cache, partial
 from typing import Any
 
 import torch
@@ -15,6 +12,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from fusion_bench_ext.models import OpenModel, TensorFacts, missing_from_checkpoint, tie_again
+from mergekit_3h.checkpoints.loading import LoadedNames
 from mergekit_3h.errors import ModelError
 
 _DTYPES = {
@@ -43,53 +41,30 @@ class LazyModel(OpenModel):
         self._reader = _FileReader(lazy._checkpoint_files or [])
         module = deepcopy(lazy.meta_module)
         tie_again(module)
-        stored = {key: replace(seen, dtype=self._loaded_as(seen.dtype)) for key, seen in self._reader.facts().items()}
-        super().__init__(name, module, stored)
         # What the module does not know is left out, as transformers does (old checkpoints store rotary frequencies).
-        self.facts = {key: seen for key, seen in stored.items() if key in module.state_dict()} | self._converted(stored)
-
-    def _converted(self, stored: Mapping[str, TensorFacts]) -> dict[str, TensorFacts]:
-        """The parameters that transformers makes out of tensors of other names, as it fuses Mixtral's experts."""
-        from mergekit.architecture.conversion import can_convert_checkpoint_keys
-
-        lacking = {key: value for key, value in self.module.named_parameters() if self.stored_name(key) is None}
-        unmade = [
-            key
-            for key in lacking
-            if not any(can_convert_checkpoint_keys(self._model_type, some, key) for some in self._candidates(key))
-        ]
+        self._recipes = LoadedNames(module).recipes(self._reader.names())
+        super().__init__(name, module, {})
+        self.facts = self._all_facts()
+        unmade = [key for key, _ in module.named_parameters() if self.stored_name(key) is None]
         if unmade:
-            raise missing_from_checkpoint(self.name, unmade)
-        return {key: TensorFacts(tuple(value.shape), self._loaded_as(value.dtype)) for key, value in lacking.items()}
+            raise missing_from_checkpoint(name, unmade)
 
-    @property
-    def _model_type(self) -> str | None:
-        return getattr(getattr(self.module, "config", None), "model_type", None)
+    def _all_facts(self) -> dict[str, TensorFacts]:
+        """What each tensor will be like: those that are made of others are made once without their contents."""
+        stored = {name: (seen.shape, seen.dtype) for name, seen in self._reader.facts().items()}
+        outlines = {key: recipe.outline(key, stored, self.module) for key, recipe in self._recipes.items()}
+        return {
+            key: TensorFacts(tuple(made.shape), self._loaded_as(made.dtype))
+            for key, made in outlines.items()
+            if made is not None
+        }
 
     def _loaded_as(self, dtype: torch.dtype) -> torch.dtype:
         return self._dtype if self._dtype is not None and dtype.is_floating_point else dtype
 
     def _read(self, stored_name: str) -> Tensor:
-        tensor = self._reader.read(stored_name) if stored_name in self._reader else self._convert(stored_name)
+        tensor = self._recipes[stored_name].make(stored_name, self._reader.read, self.module)
         return tensor.to(self.facts[stored_name].dtype)
-
-    def _convert(self, name: str) -> Tensor:
-        from mergekit.architecture.conversion import convert_checkpoint_tensors
-
-        for some in self._candidates(name):
-            sources = {key: partial(self._reader.read, key) for key in some}
-            tensor = convert_checkpoint_tensors(self._model_type, sources, name)
-            if tensor is not None:
-                return tensor
-        raise missing_from_checkpoint(self.name, [name])
-
-    def _candidates(self, name: str) -> list[set[str]]:
-        """Stored names that ``name`` may be made of: those of its layer, or any.
-
-        transformers matches every stored name with every pattern; with 128 experts in a layer that takes minutes.
-        """
-        names = self._reader.names()
-        return [{key for key in names if _first_number(key) == _first_number(name)}, names]
 
 
 class _FileReader:
@@ -103,9 +78,6 @@ class _FileReader:
                 self._sources.update(dict.fromkeys(handle.keys(), handle))
             else:
                 self._sources.update(torch.load(file, map_location="cpu", weights_only=True, mmap=True))
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._sources
 
     def names(self) -> set[str]:
         return set(self._sources)
@@ -124,9 +96,3 @@ class _FileReader:
         kind = header.get_dtype()
         dtype = _DTYPES[kind] if kind in _DTYPES else source.get_tensor(key).dtype
         return TensorFacts(tuple(header.get_shape()), dtype)
-
-
-@cache
-def _first_number(name: str) -> str | None:
-    found = re.search(r"\.(\d+)\.", name)
-    return found[1] if found else None

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mergekit_3h.checkpoints.loading import tied_names
 from mergekit_3h.errors import TensorError
 
 
@@ -76,19 +77,6 @@ def tie_again(module: nn.Module) -> None:
     tie_weights: Any = getattr(module, "tie_weights", None)
     if tie_weights is not None:
         tie_weights()
-
-
-def tied_names(module: nn.Module) -> dict[str, tuple[str, ...]]:
-    """For every name of a shared parameter the other names it has."""
-    names_of: dict[int, list[str]] = {}
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        names_of.setdefault(id(parameter), []).append(name)
-    return {
-        name: tuple(other for other in names if other != name)
-        for names in names_of.values()
-        if len(names) > 1
-        for name in names
-    }
 
 
 def missing_from_checkpoint(name: str, missing: list[str]) -> TensorError:

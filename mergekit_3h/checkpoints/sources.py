@@ -14,7 +14,7 @@ from mergekit_3h.errors import ModelError, TensorError
 from mergekit_3h.kernels.values import floats
 
 _SAMPLE = 64
-_RECOMPUTED = (".rotary_emb.inv_freq", ".masked_bias", ".attn.bias")
+RECOMPUTED = (".rotary_emb.inv_freq", ".masked_bias", ".attn.bias", ".attention.bias")
 """Buffers that older checkpoints contain and that are made anew whenever a model is loaded."""
 
 
@@ -164,7 +164,7 @@ def require_nothing_besides(experts: Sequence[WeightSource], known: Iterable[str
     names = set(known)
     for expert in experts:
         for name in expert.names():
-            if name not in names and not name.endswith(_RECOMPUTED):
+            if name not in names and not name.endswith(RECOMPUTED):
                 raise ModelError(
                     f"model {expert.label!r} has a tensor {name!r} that the base's architecture has not. Merge models "
                     "that were fine-tuned from one base."

@@ -20,18 +20,28 @@ from mergekit.options import MergeOptions
 from mergekit.plan import MergePlanner
 
 from mergekit_3h.checkpoints.headers import Checkpoint, StoredTensor
+from mergekit_3h.checkpoints.loading import layer_number
 from mergekit_3h.lint.findings import Finding
 from mergekit_3h.lint.models import NamedModel
 
 
 @dataclass(frozen=True)
 class PlannedInput:
-    """One model's part of an output tensor. ``stored`` is None for a tensor that is absent or made of others."""
+    """One model's part of an output tensor. ``stored`` is None for a tensor that is absent or made of others.
+
+    ``names`` are all that mergekit looks for, ``name`` the first of them.
+    """
 
     model: str
     name: str
     stored: StoredTensor | None
     is_missing: bool = False
+    is_made: bool = False
+    other_names: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.name, *self.other_names)
 
 
 @dataclass(frozen=True)
@@ -146,17 +156,23 @@ def _planned(task: Any, models: list[NamedModel]) -> PlannedTensor:
 
 def _input(model: NamedModel, needed: Any) -> PlannedInput:
     assert model.checkpoint is not None
-    names = [needed.name, *(needed.aliases or ()), *(needed.tied_names or ())]
+    aliases, tied = tuple(needed.aliases or ()), tuple(needed.tied_names or ())
+    names = (needed.name, *aliases, *tied)
     stored = next((model.checkpoint.tensors[name] for name in names if name in model.checkpoint.tensors), None)
-    missing = (
-        stored is None
-        and not needed.optional
-        and not any(
-            can_convert_checkpoint_keys(model.settings.get("model_type"), set(model.checkpoint.tensors), name)
-            for name in names
-        )
-    )
-    return PlannedInput(model.name, needed.name, stored, missing)
+    made = stored is None and any(_can_be_made(model, name) for name in (needed.name, *aliases))
+    missing = stored is None and not made and not needed.optional
+    return PlannedInput(model.name, needed.name, stored, missing, made, (*aliases, *tied))
+
+
+def _can_be_made(model: NamedModel, name: str) -> bool:
+    """Whether mergekit finds transformers' way from stored tensors to this one: first looked for in its own layer.
+
+    It matches every stored name with every pattern; with 128 experts in a layer that takes minutes for all of them.
+    """
+    assert model.checkpoint is not None
+    model_type, stored = model.settings.get("model_type"), model.checkpoint.tensors
+    own_layer = {other for other in stored if layer_number(other) == layer_number(name)}
+    return any(can_convert_checkpoint_keys(model_type, keys, name) for keys in (own_layer, set(stored)) if keys)
 
 
 def source_tensors(plan: list[PlannedTensor], models: list[NamedModel]) -> list[PlannedTensor]:
