@@ -7,6 +7,21 @@ from difflib import get_close_matches
 from typing import Any, Literal
 
 Severity = Literal["error", "warning", "note"]
+# Every rule has its row in docs/check.md and its test.
+Rule = Literal[
+    "yaml", "config", "duplicate-key", "unknown-key", "other-tool", "merge-name",
+    "unknown-method", "autoload-off", "unknown-option", "no-effect", "bad-value", "missing-option",
+    "list-of-strings", "fractional-gradient", "empty-list", "unreachable-filter", "dead-filter",
+    "dtype", "no-base", "base-forbidden", "base-not-in-slice", "no-experts", "inputs", "layer-range",
+    "tokenizer-base", "chat-template",
+    "missing-model", "missing-adapter", "offline", "download", "relative-path", "lora-cache", "adapter-as-model",
+    "weight-files", "model-config", "remote-code", "file-as-folder", "folder-as-file",
+    "architecture", "layer-count", "model-settings",
+    "missing-tensor", "listed-tensor", "lost-tensor", "left-out", "shape", "mixed-dtypes",
+    "vocabulary", "special-token", "tokenizer-missing",
+    "duplicate-model", "equal-experts", "base-as-expert", "expert-equals-base",
+    "plan", "non-finite", "unchanged-tensors",
+]  # fmt: skip
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
 
@@ -15,7 +30,7 @@ class Finding:
     """One remark on a config. ``where`` is a path into it, as ``models[1].parameters.weight``."""
 
     severity: Severity
-    rule: str
+    rule: Rule
     message: str
     where: str = ""
     advice: str = ""

@@ -1,4 +1,4 @@
-"""The planned tensors against each other: missing ones, other shapes, and filters that match none of them."""
+"""The planned tensors against each other: shapes, dtypes, and filters that match none of them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
+from mergekit_3h.lint.coverage import coverage_findings
 from mergekit_3h.lint.findings import Finding, did_you_mean, shortened
 from mergekit_3h.lint.host_plan import PlannedInput, PlannedTensor, source_tensors
 from mergekit_3h.lint.models import NamedModel
@@ -20,7 +21,7 @@ def tensor_findings(config: Any, plan: list[PlannedTensor], models: list[NamedMo
     bases = {model.name for model in models if model.is_base}
     realigned = bool(getattr(config, "tokenizer_source", None) or getattr(config, "tokenizer", None))
     return [
-        *_missing(plan, places),
+        *coverage_findings(config, plan, models),
         *(
             finding
             for tensor in [*plan, *source_tensors(plan, models)]
@@ -29,17 +30,6 @@ def tensor_findings(config: Any, plan: list[PlannedTensor], models: list[NamedMo
         *_mixed_dtypes(plan),
         *filter_findings(config, plan),
     ]
-
-
-def _missing(plan: list[PlannedTensor], places: dict[str, str]) -> Iterator[Finding]:
-    lacking: dict[str, list[str]] = defaultdict(list)
-    for tensor in plan:
-        for given in tensor.inputs:
-            if given.is_missing:
-                lacking[given.model].append(given.name)
-    for model, names in lacking.items():
-        message = f"{model} lacks {len(names)} of {len(plan)} tensors: {shortened(names)}"
-        yield Finding("error", "missing-tensor", message, where=places[model], model=model, tensor=names[0])
 
 
 def _shapes(tensor: PlannedTensor, places: dict[str, str], bases: set[str], realigned: bool) -> Iterator[Finding]:

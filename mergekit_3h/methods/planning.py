@@ -35,14 +35,22 @@ def check_plan(spec: MergeMethodSpec) -> None:
     if config is None or any(config is passed for passed in _checked):
         return
     from mergekit_3h.lint import parameter_findings
-    from mergekit_3h.lint.models import named_models
 
     _refuse(OptionError, spec, parameter_findings(config, spec))
+    check_models(spec, config, options)
+    _checked.append(config)
+
+
+def check_models(spec: MergeMethodSpec, config: Any, options: Any) -> None:
+    """Raise if the models' files are damaged, do not fit together, or would lose tensors in mergekit's hands."""
+    from mergekit_3h.lint.models import named_models
+
     models = named_models(config)
     _refuse(ModelError, spec, _damage(models))
-    if not getattr(options, "unsafe_truncate_embeddings", False):
-        _refuse(ModelError, spec, _misfits(config, models))
-    _checked.append(config)
+    rules = {"missing-tensor", "listed-tensor", "lost-tensor", "shape"}
+    if getattr(options, "unsafe_truncate_embeddings", False):
+        rules.remove("shape")
+    _refuse(ModelError, spec, _misfits(config, models, rules))
 
 
 def planned_merge() -> tuple[Any | None, Any]:
@@ -74,15 +82,15 @@ def _damage(models: Sequence[NamedModel]) -> list[Finding]:
     ]
 
 
-def _misfits(config: Any, models: list[NamedModel]) -> list[Finding]:
-    """Missing tensors and other shapes, from the headers of the files."""
+def _misfits(config: Any, models: list[NamedModel], rules: set[str]) -> list[Finding]:
+    """Findings of these rules on the tensors, from the headers of the files."""
     from mergekit_3h.lint.host_plan import planned_tensors
     from mergekit_3h.lint.tensors import tensor_findings
 
     if not all(model.is_whole for model in models):
         return []
     plan, _ = planned_tensors(config, models)
-    return [f for f in tensor_findings(config, plan, models) if f.rule in ("missing-tensor", "shape")]
+    return [f for f in tensor_findings(config, plan, models) if f.rule in rules]
 
 
 def _refuse(error: type[Exception], spec: MergeMethodSpec, findings: list[Finding]) -> None:

@@ -24,7 +24,7 @@ from pydantic import BaseModel, PlainValidator
 from typing_extensions import Annotated  # noqa: UP035 - mergekit compares with this one on Python 3.10
 
 from mergekit_3h.methods.host_errors import HostError, shown_by_mergekit
-from mergekit_3h.methods.planning import planned_merge
+from mergekit_3h.methods.planning import check_models, planned_merge
 from mergekit_3h.options import checked
 from mergekit_3h.safety.options import DECLARATIONS, REQUIRED
 from mergekit_3h.search.options import SearchOptions
@@ -86,7 +86,9 @@ class SafetyMergeMethod(GroupMergeMethod):
         from mergekit_3h.methods.safety.merge import SafetyMerge
         from mergekit_3h.methods.safety.request import read_request
 
-        self._planned = (config, SafetyMerge(read_request(config), options or MergeOptions()))
+        request = read_request(config)
+        check_models(self.spec, config, options)
+        self._planned = (config, SafetyMerge(request, options or MergeOptions()))
 
     def merge_group(self, group: TensorGroup, /, **parameters: Any) -> torch.Tensor:
         if parameters["data"] is None:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli.workshop import Workshop
 from click.testing import CliRunner, Result
+from lint.workshop import Workshop
 
 from mergekit_3h.cli import main
 

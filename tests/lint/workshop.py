@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from safetensors.torch import load_file, save_file
+from tiny_models import Family
 
 from mergekit_3h.lint import Finding, lint
 
@@ -47,8 +50,31 @@ class Workshop:
         file.write_text(json.dumps(content))
 
 
+def all_of(findings: list[Finding], rule: str) -> list[Finding]:
+    """The findings of that rule; fails if there is none."""
+    matching = [finding for finding in findings if finding.rule == rule]
+    assert matching, [f"{f.severity} {f.rule}: {f}" for f in findings]
+    return matching
+
+
 def only(findings: list[Finding], rule: str) -> Finding:
     """The single finding of that rule; fails if there is another of it, or none."""
     matching = [finding for finding in findings if finding.rule == rule]
     assert len(matching) == 1, [f"{f.severity} {f.rule}: {f}" for f in findings]
     return matching[0]
+
+
+@pytest.fixture
+def workshop(absolute: Path, family: Callable[..., Family]) -> Callable[..., Workshop]:
+    def build(architecture: str = "llama", **choices: Any) -> Workshop:
+        made = family(architecture, experts=2, **choices)
+        base = shutil.copytree(made.base, absolute / "base")
+        experts = [shutil.copytree(path, absolute / path.name) for path in made.experts]
+        return Workshop(absolute, base, experts)
+
+    return build
+
+
+@pytest.fixture
+def llamas(workshop: Callable[..., Workshop]) -> Workshop:
+    return workshop("llama")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from cli.workshop import Workshop, only
+from lint.workshop import Workshop, all_of, only
 from mergekit import merge_methods
 from mergekit.config import MergeConfiguration
 from mergekit.merge_methods import BasePolicy, InputContract, TensorGroup
@@ -256,7 +256,7 @@ def test_keys_that_mergekit_drops() -> None:
     models = [{"model": "/x", "weight": 1}, {"model": "/y", "paramters": {"weight": 1}}]
     settings = {"density": {"value": 1, "fliter": "mlp"}}
     findings = structure(yaml.safe_dump(two_models(models=models, outdtype="float16", parameters=settings)))
-    advice = {finding.where: finding.advice for finding in findings if finding.rule == "unknown-key"}
+    advice = {finding.where: finding.advice for finding in all_of(findings, "unknown-key")}
     assert set(advice) == {"outdtype", "models[0].weight", "models[1].paramters", "parameters.density.fliter"}
     assert "'out_dtype'" in advice["outdtype"] and "parameters:" in advice["models[0].weight"]
     assert "'filter'" in advice["parameters.density.fliter"] and "'parameters'" in advice["models[1].paramters"]
