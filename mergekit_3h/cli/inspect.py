@@ -55,6 +55,8 @@ def command(
     from mergekit_3h.diagnostics.summary import as_json as whole
 
     found = conclusions(inspection)
+    if out is not None:
+        _write(inspection, found, subject, out)
     if as_json:
         click.echo(json.dumps(whole(inspection, found, subject.experts), indent=2))
     else:
@@ -97,6 +99,19 @@ def _inspected(subject: Subject, out: Path | None, sample: float, device: str, q
         findings=subject.findings,
         tied=subject.tied,
     )
+
+
+def _write(inspection: Inspection, found: Sequence[Conclusion], subject: Subject, out: Path) -> None:
+    from mergekit_3h.diagnostics.heat_maps import draw_heat_maps
+    from mergekit_3h.diagnostics.page import inspection_page
+    from mergekit_3h.optional import MissingExtraError
+    from mergekit_3h.writing import write_text_whole
+
+    write_text_whole(out / "index.html", inspection_page(inspection, found, subject.experts))
+    try:
+        draw_heat_maps(inspection, out / "heat_maps")
+    except MissingExtraError as error:
+        click.echo(f"no heat maps as PNG files, the page has them too: {error}", err=True)
 
 
 def _show(inspection: Inspection, found: Sequence[Conclusion], models: Sequence[str]) -> None:

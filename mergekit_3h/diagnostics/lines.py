@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_3h.errors import ThreeHError
+from mergekit_3h.writing import keep_others_out
 
 
 class LinesError(ThreeHError):
@@ -40,13 +41,13 @@ def drop_cut_off_line(file: Path) -> None:
 
 
 class GrowingLines:
-    """Appends to a file, each line whole in one write."""
+    """Appends to a file, each line whole in one write; the only writer of it."""
 
     def __init__(self, file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        if file.exists():
-            drop_cut_off_line(file)
         self._stream = file.open("ab", buffering=0)
+        keep_others_out(self._stream.fileno(), f"{file}: another process is writing it; wait for it, or stop it")
+        drop_cut_off_line(file)
 
     @property
     def is_empty(self) -> bool:

@@ -158,6 +158,7 @@ def _spectrum(
         effective_rank=effective_rank(values),
         energy={k: energy_share(values, k) for k in ENERGIES if k <= tasks.columns},
         over_counting=over_counted,
+        count=len(values),
         values=[float(f"{value:.5g}") for value in floats(values[sampled_places(len(values))])],
     )
 

@@ -31,8 +31,10 @@ class SpectrumMeasures(_Line):
     """Share of the squared singular values in the largest 1, 8, 64."""
     over_counting: float
     """Mean of s_r over the leading directions of the experts' sum, weighted by their energy."""
+    count: int
+    """Singular values that are not zero .."""
     values: list[float]
-    """Singular values at the places that ``sampled_places`` gives."""
+    """.. and those at the places that ``sampled_places`` gives."""
 
 
 class ExpertMeasures(_Line):
