@@ -131,6 +131,7 @@ def open_problem(
     sources = [CheckpointSource(base, "base"), *(CheckpointSource(path, label) for label, path in experts.items())]
     require_same_architecture(sources)
     tokenizer = shared_tokenizer({source.label: load_tokenizer(source.folder) for source in sources}, options)
+    options = options.settled(sources[0].folder, str(device))
     model = _loaded(sources[0], options, device)
     if options.combine in METHODS and method is None:
         method = parse_options(options.combine, {})

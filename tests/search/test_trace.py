@@ -220,3 +220,12 @@ def test_other_data_or_models_are_another_search(trained, tmp_path: Path, monkey
     for data, experts, named in ((fewer, trained.experts, "records: was"), (trained.data, swapped, "models: was")):
         with pytest.raises(TraceError, match=named):
             solve_problem(open_problem(trained.base, experts, data, options), trace_path=trace, resume=True)
+
+
+def test_the_trace_says_what_was_computed_in(trained, tmp_path: Path) -> None:
+    """Measurements in another data type are no continuation: ``auto`` depends on the machine."""
+    trace = tmp_path / "trace.jsonl"
+    solve_problem(trained.problem(max_evaluations=1), trace_path=trace)
+    assert lines(trace)[0]["identity"]["dtype"] == "float32"
+    with pytest.raises(TraceError, match="dtype: was 'float32', is 'bfloat16'"):
+        solve_problem(trained.problem(max_evaluations=1, dtype="bfloat16"), trace_path=trace, resume=True)

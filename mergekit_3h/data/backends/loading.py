@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from mergekit_3h.checkpoints.precision import settled_precision
 from mergekit_3h.data.backends.protocol import BackendError
 from mergekit_3h.data.backends.settings import TransformersSettings
 
@@ -35,7 +36,9 @@ def loaded(settings: TransformersSettings, device: str) -> tuple[Any, Any]:
     try:
         with _bars_only_on_terminals(transformers.utils.logging):
             tokenizer = transformers.AutoTokenizer.from_pretrained(source, **shared)
-            model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=settings.dtype, **shared)
+            stored = getattr(transformers.AutoConfig.from_pretrained(source, **shared), "dtype", None)
+            dtype = settled_precision(settings.dtype, stored, device).as_torch()
+            model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **shared)
         return tokenizer, model.to(device).eval()
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
