@@ -1,0 +1,131 @@
+"""Experts on disk: trained when they are first asked for, found there afterwards.
+
+    CACHE/full_short/seed0/helpful-float32, helpful-bf16, honest-float32, ...
+    CACHE/lora_moderate/seed0/helpful-adapter beside them
+
+python examples/lab_real/experts.py --data FOLDER --kind full_short --seeds 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+import transformers
+from data import DIMENSIONS, Parts, answered, false_answers, read_all, require_files, safe_prompts, short_answers
+from models import DTYPES, base_model, is_saved, load, save
+from preferences import PreferenceLessons, preferences
+from training import RECIPES, AnswerLessons, Lessons, train
+
+from mergekit_3h.data.backends.protocol import Request
+from mergekit_3h.data.backends.settings import TransformersSettings
+from mergekit_3h.data.reading import read_records
+from mergekit_3h.data.records import Record
+from mergekit_3h.writing import write_text_whole
+
+REPLY_TOKENS = 48
+"""Of the base, where it is asked; what follows the last whole sentence is left out."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of the public data files")
+    parser.add_argument("--cache", type=Path, default=Path(__file__).parent / "run", help="where models are kept")
+    parser.add_argument("--kind", nargs="+", choices=list(RECIPES), default=list(RECIPES), help="default: all")
+    parser.add_argument("--seeds", type=int, default=1, help="how many sets of experts of each kind")
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda where there is one")
+    arguments = parser.parse_args()
+    require_files(arguments.data)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    workshop = Workshop(arguments.data, arguments.cache, arguments.device)
+    for kind in arguments.kind:
+        for seed in range(arguments.seeds):
+            workshop.experts(kind, seed)
+
+
+def folder_of(stem: Path, dtype: str) -> Path:
+    return stem.with_name(f"{stem.name}-{dtype}")
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Where the data are, where models are kept, and what computes."""
+
+    data: Path
+    cache: Path
+    device: str
+
+    def records(self) -> dict[str, Parts]:
+        """Everything that is learnt and measured. The look-alikes' answers are the base's, asked for once."""
+        return read_all(self.data, self._base_replies("look_alikes", safe_prompts(self.data)))
+
+    def experts(self, kind: str, seed: int) -> dict[str, Path]:
+        """The folders of one set of experts without their dtype's ending, trained as far as they are not there."""
+        stems = {dimension: self.cache / kind / f"seed{seed}" / dimension for dimension in DIMENSIONS}
+        missing = [name for name, stem in stems.items() if not all(is_saved(folder_of(stem, d)) for d in DTYPES)]
+        records = self.records() if missing else {}
+        for dimension in missing:
+            self._make(stems[dimension], kind, seed, records[dimension]["train"])
+        return stems
+
+    def _make(self, stem: Path, kind: str, seed: int, records: Sequence[Record]) -> None:
+        model, tokenizer = load(base_model(self.cache, "float32"))
+        model = model.to(self.device)
+        recipe = RECIPES[kind]
+        lessons = self._lessons(stem.name, records, model, tokenizer, recipe.learns_from)
+        kept = stem.with_name(f"{kind}-seed{seed}-{stem.name}.pt")
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        expert = train(model, lessons, recipe, seed, kept)
+        if recipe.weights == "lora":
+            expert.save_pretrained(stem.with_name(f"{stem.name}-adapter"))
+            expert = expert.merge_and_unload()
+        for dtype, rounding in DTYPES.items():
+            save(expert, tokenizer, folder_of(stem, dtype), rounding)
+        kept.unlink(missing_ok=True)
+
+    def _lessons(
+        self, dimension: str, records: Sequence[Record], base: Any, tokenizer: Any, learns_from: str
+    ) -> Lessons:
+        if learns_from == "answers":
+            return AnswerLessons(short_answers(records, tokenizer))
+        instead = self._instead(dimension, records)
+        both = [
+            [record, record.changed(response=instead[record.question])]
+            for record in records
+            if record.question in instead
+        ]
+        pairs = [pair for two in both if len(pair := short_answers(two, tokenizer)) == 2]
+        chosen, rejected = ([pair[i] for pair in pairs] for i in (0, 1))
+        return PreferenceLessons(preferences(base, chosen, rejected))
+
+    def _instead(self, dimension: str, records: Sequence[Record]) -> Mapping[str, str]:
+        """By question, what is not to be answered: a common mistake, else what the base says, unless it refuses."""
+        if dimension == "honest":
+            return false_answers(self.data)
+        asked = [record for record in records if record.set != "overrefusal"]
+        return {record.question: record.response or "" for record in self._base_replies(f"{dimension}_replies", asked)}
+
+    def _base_replies(self, name: str, prompts: Sequence[Record]) -> list[Record]:
+        """The prompts as the base answers them, without refusals; kept in a file of that name."""
+        kept = self.cache / f"{name}.jsonl"
+        if not kept.exists():
+            base = base_model(self.cache, "bf16")
+            backend = TransformersSettings(model=str(base), device=self.device, batch_size=32).open()
+            asked = [Request(messages=prompt.chat(), max_new_tokens=REPLY_TOKENS) for prompt in prompts]
+            records = answered(prompts, [completion.text or "" for completion in backend.complete(asked)])
+            backend.close()
+            write_text_whole(kept, "".join(r.model_dump_json(exclude_defaults=True) + "\n" for r in records))
+        return list(read_records(kept))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))))
+    main()
