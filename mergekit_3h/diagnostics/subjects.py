@@ -15,8 +15,8 @@ from mergekit_3h.errors import ModelError
 
 if TYPE_CHECKING:
     from mergekit_3h.lint import Finding
-    from mergekit_3h.lint.host_plan import PlannedTensor
     from mergekit_3h.lint.models import NamedModel
+    from mergekit_3h.lint.planned import PlannedTensor
 
 ABOUT_FIT = (
     "architecture",
@@ -97,8 +97,9 @@ def subject_of_models(base: str, experts: Sequence[str]) -> Subject:
 
 def _subject(text: str, source: str, *, has_config: bool) -> Subject:
     from mergekit_3h.lint import lint
-    from mergekit_3h.lint.host_plan import planned_tensors, source_tensors
+    from mergekit_3h.lint.host_plan import planned_tensors
     from mergekit_3h.lint.models import named_models
+    from mergekit_3h.lint.planned import source_tensors
     from mergekit_3h.lint.source import read_documents
 
     documents = read_documents(text)

@@ -17,8 +17,8 @@ from mergekit_3h.checkpoints.loading import LoadedNames, Recipe, empty_module, l
 from mergekit_3h.checkpoints.locations import layer_count
 from mergekit_3h.checkpoints.sources import RECOMPUTED
 from mergekit_3h.lint.findings import Finding, Rule, shortened
-from mergekit_3h.lint.host_plan import PlannedInput, PlannedTensor
 from mergekit_3h.lint.models import NamedModel
+from mergekit_3h.lint.planned import PlannedInput, PlannedTensor
 from mergekit_3h.options import METHODS
 
 

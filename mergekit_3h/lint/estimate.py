@@ -8,8 +8,8 @@ from typing import Any
 
 from mergekit_3h.checkpoints.headers import DTYPE_BYTES
 from mergekit_3h.inspection.throughput import Throughput, measure_throughput
-from mergekit_3h.lint.host_plan import PlannedTensor, source_tensors
 from mergekit_3h.lint.models import NamedModel
+from mergekit_3h.lint.planned import PlannedTensor, source_tensors
 from mergekit_3h.options import METHODS, TSVMOptions, option_names, parse_options
 from mergekit_3h.spectral.tensors import matrix_bytes, merges_as_matrices
 

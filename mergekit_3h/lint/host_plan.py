@@ -1,13 +1,18 @@
-"""Which tensors a merge combines, by mergekit's own planner, without reading any weight."""
+"""mergekit, as the lint asks it: its methods, its config classes, and its planner, which says what a merge combines.
+
+No other file of this room imports mergekit, and no other file of the package drives its planner.
+"""
 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from importlib import resources
 from typing import Any
 
+from mergekit._data import chat_templates
 from mergekit.architecture import get_architecture_info
 from mergekit.architecture.conversion import can_convert_checkpoint_keys
 from mergekit.common import ModelReference
@@ -16,52 +21,50 @@ from mergekit.io import LazyTensorLoader, ShardedTensorIndex
 from mergekit.io.lazy_tensor_loader import ShardInfo
 from mergekit.io.tasks import LoaderCache, SaveTensor
 from mergekit.merge import _model_out_config
+from mergekit.merge_methods import BasePolicy, MergeMethod, registered_methods
+from mergekit.merge_methods.base import MergeMethodSpec, ParameterSpec
 from mergekit.options import MergeOptions
 from mergekit.plan import MergePlanner
+from mergekit.scripts.merge_raw_pytorch import RawPyTorchMergeConfig
 
-from mergekit_3h.checkpoints.headers import Checkpoint, StoredTensor
+from mergekit_3h.checkpoints.headers import Checkpoint
 from mergekit_3h.checkpoints.loading import layer_number
 from mergekit_3h.lint.findings import Finding
 from mergekit_3h.lint.models import NamedModel
+from mergekit_3h.lint.planned import PlannedInput, PlannedTensor, tensors_of_files
+
+__all__ = [
+    "BasePolicy",
+    "Config",
+    "MergeConfiguration",
+    "MergeMethod",
+    "MergeMethodSpec",
+    "ParameterSpec",
+    "RawPyTorchMergeConfig",
+    "builtin_templates",
+    "methods_by_name",
+    "planned_tensors",
+    "planner_findings",
+    "save_tasks",
+]
+Config = MergeConfiguration | RawPyTorchMergeConfig
 
 
-@dataclass(frozen=True)
-class PlannedInput:
-    """One model's part of an output tensor. ``stored`` is None for a tensor that is absent or made of others.
-
-    ``names`` are all that mergekit looks for, ``name`` the first of them.
-    """
-
-    model: str
-    name: str
-    stored: StoredTensor | None
-    is_missing: bool = False
-    is_made: bool = False
-    other_names: tuple[str, ...] = ()
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return (self.name, *self.other_names)
+def methods_by_name() -> dict[str, MergeMethod]:
+    """Every merge method that is registered with mergekit, this package's and others' included."""
+    return {method.spec.name: method for method in registered_methods()}
 
 
-@dataclass(frozen=True)
-class PlannedTensor:
-    """One tensor of the result, and what it is merged from."""
-
-    name: str
-    inputs: tuple[PlannedInput, ...]
-    vocabulary_axis: int | None = None
-    is_optional: bool = False
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return next((given.stored.shape for given in self.inputs if given.stored), ())
+def builtin_templates() -> list[str]:
+    """The chat templates that mergekit knows by name."""
+    names = (entry.name for entry in resources.files(chat_templates).iterdir())
+    return sorted(name.removesuffix(".jinja") for name in names if name.endswith(".jinja"))
 
 
 def planned_tensors(config: Any, models: list[NamedModel]) -> tuple[list[PlannedTensor], list[Finding]]:
     """All tensors of the merge, whatever its method and options; or why mergekit cannot lay them out."""
     if not isinstance(config, MergeConfiguration):
-        return _tensors_of_files(models), []
+        return tensors_of_files(models), []
     neutral = config.model_dump(mode="json")
     _drop_parameters(neutral)
     # linear accepts any number of inputs with or without a base, so this asks for the layout alone.
@@ -77,21 +80,30 @@ def planner_findings(config: Any, models: list[NamedModel]) -> list[Finding]:
     return _run_planner(config.model_dump(mode="json"), models)[1]
 
 
-def _run_planner(raw: dict[str, Any], models: list[NamedModel]) -> tuple[list[Any], list[Finding]]:
+def save_tasks(config: MergeConfiguration, options: MergeOptions) -> list[SaveTensor]:
+    """mergekit's own plan of a merge, a task for each tensor of the result; no tensor is read, and nothing written."""
+    architecture = get_architecture_info(config, options)
+    outputs = _model_out_config(config, architecture, options.trust_remote_code)
+    # Planning writes nothing: the output folder is made when the tasks are executed.
+    tasks = MergePlanner(config, architecture, options, outputs).plan_to_disk(out_path="")
+    return [task for task in tasks if isinstance(task, SaveTensor)]
+
+
+def _run_planner(raw: dict[str, Any], models: list[NamedModel]) -> tuple[list[SaveTensor], list[Finding]]:
     references = {model.name: model.reference for model in models}
     config = MergeConfiguration.model_validate(_on_this_disk(raw, references))
     loggers = [logging.getLogger(name) for name in ("mergekit.architecture", "transformers")]
-    options = MergeOptions()
     try:
         with _known_indices(models), _silenced(loggers):
-            architecture = get_architecture_info(config, options)
-            planner = MergePlanner(config, architecture, options, _model_out_config(config, architecture))
-            # Planning writes nothing: the output folder is made when the tasks are executed.
-            tasks = planner.plan_to_disk(out_path="")
-            return [task for task in tasks if isinstance(task, SaveTensor)], []
+            return save_tasks(config, MergeOptions()), []
     except Exception as error:
-        message = f"mergekit cannot plan this merge: {type(error).__name__}: {error}"
-        return [], [Finding("error", "plan", message)]
+        return [], [Finding("error", "plan", f"mergekit cannot plan this merge: {_in_one_line(error)}")]
+
+
+def _in_one_line(error: Exception) -> str:
+    """Without the whole config of a model, which mergekit and transformers put into some messages."""
+    text = re.sub(r"\{.{80,}\}", "{...}", " ".join(str(error).split()))
+    return f"{type(error).__name__}: {text}"
 
 
 def _on_this_disk(raw: Any, references: dict[str, str]) -> Any:
@@ -173,30 +185,3 @@ def _can_be_made(model: NamedModel, name: str) -> bool:
     model_type, stored = model.settings.get("model_type"), model.checkpoint.tensors
     own_layer = {other for other in stored if layer_number(other) == layer_number(name)}
     return any(can_convert_checkpoint_keys(model_type, keys, name) for keys in (own_layer, set(stored)) if keys)
-
-
-def source_tensors(plan: list[PlannedTensor], models: list[NamedModel]) -> list[PlannedTensor]:
-    """Stored tensors that mergekit converts into planned ones, such as separate experts into fused ones."""
-    converted = any(
-        given.stored is None and not given.is_missing for t in plan if not t.is_optional for given in t.inputs
-    )
-    if not converted:
-        return []
-    used = {given.stored.name for tensor in plan for given in tensor.inputs if given.stored}
-    return [tensor for tensor in _tensors_of_files(models) if tensor.name not in used]
-
-
-def _tensors_of_files(models: list[NamedModel]) -> list[PlannedTensor]:
-    """mergekit-pytorch merges by name; a tensor that one file lacks stops it, unless told otherwise."""
-    checkpoints = {model.name: model.checkpoint for model in models if model.checkpoint is not None}
-    names = dict.fromkeys(name for checkpoint in checkpoints.values() for name in checkpoint.tensors)
-    return [
-        PlannedTensor(
-            name,
-            tuple(
-                PlannedInput(model, name, checkpoint.tensors.get(name), name not in checkpoint.tensors)
-                for model, checkpoint in checkpoints.items()
-            ),
-        )
-        for name in names
-    ]

@@ -15,11 +15,7 @@ from mergekit_3h.lint.findings import Finding, did_you_mean
 from mergekit_3h.lint.places import Group, Place, parameter_groups, parameter_places
 
 if TYPE_CHECKING:
-    from mergekit.config import MergeConfiguration
-    from mergekit.merge_methods.base import MergeMethodSpec, ParameterSpec
-    from mergekit.scripts.merge_raw_pytorch import RawPyTorchMergeConfig
-
-    Config = MergeConfiguration | RawPyTorchMergeConfig
+    from mergekit_3h.lint.host_plan import Config, MergeMethodSpec, ParameterSpec
 
 
 def parameter_findings(config: Config, spec: MergeMethodSpec) -> list[Finding]:
@@ -51,13 +47,10 @@ def unknown_parameters(config: Config, spec: MergeMethodSpec) -> list[Finding]:
 
 
 def _who_has_it(name: str, method: str, known: list[str]) -> str:
-    from mergekit.merge_methods import registered_methods
+    from mergekit_3h.lint.host_plan import methods_by_name
 
-    owners = [
-        other.spec.name
-        for other in registered_methods()
-        if any(parameter.name == name for parameter in other.spec.parameters)
-    ]
+    methods = methods_by_name().items()
+    owners = [other for other, method in methods if name in {parameter.name for parameter in method.spec.parameters}]
     own = f"{method} has: {', '.join(known)}" if known else f"{method} has no options at all"
     return f"{own} ({name!r} belongs to {', '.join(owners)})" if owners else own
 

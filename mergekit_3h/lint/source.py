@@ -86,10 +86,9 @@ def _is_raw(content: dict[str, Any]) -> bool:
 
 
 def _parse(document: Document) -> None:
-    if document.kind == "pytorch":
-        from mergekit.scripts.merge_raw_pytorch import RawPyTorchMergeConfig as Model
-    else:
-        from mergekit.config import MergeConfiguration as Model
+    from mergekit_3h.lint.host_plan import MergeConfiguration, RawPyTorchMergeConfig
+
+    Model = RawPyTorchMergeConfig if document.kind == "pytorch" else MergeConfiguration
     document.findings += _unknown_keys(document.raw, Model, "", str(document.raw.get("merge_method", "")))
     try:
         document.config = Model.model_validate(document.raw)
@@ -145,9 +144,10 @@ def _unknown_keys(raw: Any, model: type[BaseModel], where: str, method: str) -> 
 
 
 def _key_advice(key: str, known: list[str], method: str) -> str:
-    from mergekit.merge_methods import registered_methods
+    from mergekit_3h.lint.host_plan import methods_by_name
 
-    options = {p.name for m in registered_methods() if m.spec.name == method for p in m.spec.parameters}
+    known_method = methods_by_name().get(method)
+    options = {parameter.name for parameter in known_method.spec.parameters} if known_method else set()
     if key in options and "parameters" in known:
         return "options of the merge method stand under parameters:"
     return did_you_mean(key, known, otherwise=f"known here: {', '.join(known)}")

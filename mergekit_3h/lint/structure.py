@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator
-from importlib import resources
 from typing import Any
 
-from mergekit.merge_methods import BasePolicy, MergeMethod, registered_methods
-
 from mergekit_3h.lint.findings import Finding, did_you_mean
+from mergekit_3h.lint.host_plan import BasePolicy, MergeMethod, builtin_templates, methods_by_name
 from mergekit_3h.lint.places import Group, parameter_groups
 from mergekit_3h.registration import OWN_METHODS
 
@@ -29,7 +27,7 @@ _OTHER_DTYPE_NAMES = {
 
 def find_method(name: str) -> tuple[MergeMethod | None, list[Finding]]:
     """The merge method of that name, or why there is none."""
-    methods = {method.spec.name: method for method in registered_methods()}
+    methods = methods_by_name()
     if name in _OURS and os.environ.get("MERGEKIT_3H_AUTOLOAD") == "0":
         message = f"MERGEKIT_3H_AUTOLOAD=0 is set, so mergekit does not load {name}"
         advice = "unset it for the merge, or import mergekit_3h.methods in the process that merges"
@@ -141,17 +139,10 @@ def _tokenizer_setting_findings(config: Any) -> Iterator[Finding]:
         yield Finding("error", "tokenizer-base", message, where=where)
     template = getattr(config, "chat_template", None)
     if template and template != "auto" and not _is_template(template):
-        advice = did_you_mean(template, _builtin_templates(), f"known: auto, {', '.join(_builtin_templates())}")
+        advice = did_you_mean(template, builtin_templates(), f"known: auto, {', '.join(builtin_templates())}")
         message = f"{template!r} is neither a template of mergekit nor Jinja text, it would fail after the merge"
         yield Finding("error", "chat-template", message, where="chat_template", advice=advice)
 
 
 def _is_template(template: str) -> bool:
-    return template in _builtin_templates() or (len(template) >= 20 and "{" in template)
-
-
-def _builtin_templates() -> list[str]:
-    from mergekit._data import chat_templates
-
-    names = (entry.name for entry in resources.files(chat_templates).iterdir())
-    return sorted(name.removesuffix(".jinja") for name in names if name.endswith(".jinja"))
+    return template in builtin_templates() or (len(template) >= 20 and "{" in template)

@@ -9,9 +9,9 @@ from typing import Any
 
 from mergekit_3h.lint.coverage import coverage_findings
 from mergekit_3h.lint.findings import Finding, did_you_mean, shortened
-from mergekit_3h.lint.host_plan import PlannedInput, PlannedTensor, source_tensors
 from mergekit_3h.lint.models import NamedModel
 from mergekit_3h.lint.places import Place, parameter_places
+from mergekit_3h.lint.planned import PlannedInput, PlannedTensor, source_tensors
 from mergekit_3h.options import METHODS
 from mergekit_3h.spectral.tensors import is_excluded
 

@@ -10,6 +10,7 @@ from typing import get_args
 import pytest
 from lint.workshop import Workshop, only
 
+import mergekit_3h.lint
 from mergekit_3h.lint.findings import Rule
 
 HERE = Path(__file__).parent
@@ -37,3 +38,9 @@ def test_rule_is_documented_and_provoked(rule: str) -> None:
     rows = re.findall(r"^\| (`.*?) \|", (HERE.parents[1] / "docs" / "check.md").read_text(), re.MULTILINE)
     assert rule in {name for row in rows for name in re.findall(r"`([a-z-]+)`", row)}
     assert any(rule in provoked_rules(file.read_text()) for file in HERE.glob("test_*.py"))
+
+
+def test_one_file_of_the_lint_imports_mergekit() -> None:
+    imports = re.compile(r"^\s*(?:from|import) mergekit[. ]", re.MULTILINE)
+    files = Path(mergekit_3h.lint.__file__).parent.glob("*.py")
+    assert [file.name for file in files if imports.search(file.read_text())] == ["host_plan.py"]
