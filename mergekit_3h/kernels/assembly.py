@@ -32,6 +32,7 @@ from mergekit_3h.kernels.krylov import krylov_spectrum
 from mergekit_3h.kernels.noise import rounding_edge
 from mergekit_3h.kernels.outliers import outlier_mass, outlier_weights
 from mergekit_3h.kernels.ranks import RankRule, rank_budget, sparsity
+from mergekit_3h.kernels.rounding import RoundingToll, rounding_toll
 from mergekit_3h.kernels.settings import Settings
 from mergekit_3h.kernels.spectra import Spectrum, exact_spectrum
 from mergekit_3h.kernels.tasks import TaskMatrices
@@ -49,6 +50,8 @@ class Report:
     omega: float | None
     """Sparsity of Eq. 9, where the rank depends on it."""
     noise_edges: list[float]
+    tolls: list[RoundingToll]
+    """What saving each expert in 16 bits did to its update; without weights where no base is known."""
     decompositions: list[str]
     residuals: list[float]
     conditions: tuple[float, float] = (1.0, 1.0)
@@ -60,11 +63,13 @@ class Report:
 
 @dataclass(frozen=True)
 class Plan:
-    """The reweighting of Eq. 6-10 for one layer: a factor for each task's singular values, and its rank."""
+    """The reweighting of Eq. 6-10 for one layer: a factor for each task's singular values, and its rank; and what
+    rounding did to each task."""
 
     alphas: list[float]
     omega: float | None
     rules: list[RankRule]
+    tolls: list[RoundingToll]
 
 
 @torch.no_grad()
@@ -93,19 +98,22 @@ def components(tasks: TaskMatrices, settings: Settings) -> list[tuple[Tensor, Te
 def plan_layer(tasks: TaskMatrices, settings: Settings) -> Plan:
     """Steps 2 and 3 of Algorithm 1, and the limits on the rank that go beyond the paper."""
     masses, edges = [0.0] * len(tasks), [0.0] * len(tasks)
+    tolls = [RoundingToll()] * len(tasks)
 
     def survey(i: int) -> None:
         if settings.outlier_weighting != "none":
             masses[i] = outlier_mass(tasks, i)
-        if settings.noise_floor == "auto" and tasks.base is not None:
-            edges[i] = rounding_edge(tasks.experts[i], tasks.base)
+        if tasks.base is not None:
+            tolls[i] = rounding_toll(tasks.experts[i], tasks.base)
+            if settings.noise_floor == "auto":
+                edges[i] = rounding_edge(tasks.experts[i], tasks.base)
 
     run_all(tasks.device, [partial(survey, i) for i in range(len(tasks))])
     needs_omega = settings.rank_selection == "sparsity" and settings.gamma > 0
     omega = sparsity(tasks, settings) if needs_omega else None
     budget = rank_budget(tasks, settings, omega or 0.0)
     rules = [RankRule(tasks.columns, budget, edge, settings.energy) for edge in edges]
-    return Plan(outlier_weights(masses, settings), omega, rules)
+    return Plan(outlier_weights(masses, settings), omega, rules, tolls)
 
 
 def _shares(tasks: TaskMatrices, plan: Plan, settings: Settings) -> tuple[Truncations | PolarFactors, Report]:
@@ -170,6 +178,7 @@ def _report(plan: Plan, spectra: Sequence[Spectrum | None], ranks: list[int]) ->
         outlier_weights=plan.alphas,
         omega=plan.omega,
         noise_edges=[rule.noise_edge for rule in plan.rules],
+        tolls=plan.tolls,
         decompositions=["none" if s is None else s.method for s in spectra],
         residuals=[0.0 if s is None else s.residual for s in spectra],
     )

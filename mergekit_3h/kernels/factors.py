@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from mergekit_3h.kernels.memory import STORED_ASPECT
-from mergekit_3h.kernels.noise import number_error
 from mergekit_3h.kernels.polar import Extent, Factor, inverse_sqrt, inverse_sqrt_of_two_blocks
+from mergekit_3h.kernels.rounding import number_error
 from mergekit_3h.kernels.spectra import Spectrum, tiles
 from mergekit_3h.kernels.tasks import TaskMatrices
 from mergekit_3h.kernels.workers import run_all, spans

@@ -109,6 +109,10 @@ def test_the_bits_do_not_depend_on_the_number_of_workers(blas_threads: str, thre
         "    deltas = [torch.randn(shape) * 1e-3 for _ in range(3)]\n"
         "    merged, _ = merge(TaskMatrices(deltas), [1.0] * 3, parse_options('rtsvm', options).settings())\n"
         "    print(hashlib.sha256(merged.numpy().tobytes()).hexdigest())\n"
+        "base = torch.randn(600, 300).bfloat16()\n"
+        "experts = [(base.float() + 0.02 * torch.randn(600, 300)).bfloat16() for _ in range(3)]\n"
+        "merged, report = merge(TaskMatrices(experts, base), [1.0] * 3, parse_options('rtsvm', {}).settings())\n"
+        "print(hashlib.sha256(merged.numpy().tobytes()).hexdigest(), report.noise_edges, report.tolls)\n"
     )
     environment = {**os.environ, BLAS_THREADS: blas_threads}
     runs = [
@@ -117,7 +121,7 @@ def test_the_bits_do_not_depend_on_the_number_of_workers(blas_threads: str, thre
         ).stdout
         for number in threads
     ]
-    assert runs[0].count("\n") == 4
+    assert runs[0].count("\n") == 5
     assert runs[0] == runs[1] == runs[2]
 
 

@@ -8,7 +8,8 @@ from kernels.oracle import merge_truncated, random_delta, relative, settings
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mergekit_3h.kernels.assembly import merge
-from mergekit_3h.kernels.noise import rounding_edge, significand_bits
+from mergekit_3h.kernels.noise import rounding_edge
+from mergekit_3h.kernels.rounding import significand_bits
 from mergekit_3h.kernels.tasks import TaskMatrices
 
 SIDE = 256
@@ -18,9 +19,16 @@ def weights(seed: int = 0) -> torch.Tensor:
     return 0.02 * torch.randn(SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
 
 
-def lora_update(rms: float, seed: int, rank: int = 16) -> torch.Tensor:
+def uneven_weights(rows: int, columns: int) -> torch.Tensor:
+    """Rows and columns that differ in size about fivefold, as those of trained models do."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = [torch.exp(0.5 * torch.randn(side, generator=generator)) for side in (rows, columns)]
+    return 0.02 * torch.outer(*sizes) * torch.randn(rows, columns, generator=generator)
+
+
+def lora_update(rms: float, seed: int, rank: int = 16, shape: tuple[int, int] = (SIDE, SIDE)) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    update = torch.randn(SIDE, rank, generator=generator) @ torch.randn(rank, SIDE, generator=generator)
+    update = torch.randn(shape[0], rank, generator=generator) @ torch.randn(rank, shape[1], generator=generator)
     return update * (rms / update.square().mean().sqrt())
 
 
@@ -42,6 +50,31 @@ def test_merged_lora_experts_keep_their_lora_rank(rms: float) -> None:
     experts = [(base.float() + lora_update(rms, seed)).bfloat16() for seed in range(3)]
     _, report = merge(TaskMatrices(experts, base), [1.0] * 3, settings())
     assert report.ranks == [16, 16, 16]
+
+
+@pytest.mark.parametrize("shape", [(256, 256), (600, 200), (200, 600)])
+@pytest.mark.parametrize("rms", [6e-4, 2.4e-3])
+def test_rows_and_columns_of_other_sizes_have_noise_of_other_sizes(shape: tuple[int, int], rms: float) -> None:
+    """With one variance for all entries, the edge was up to twice too low here and 18 to 50 directions were kept."""
+    base = uneven_weights(*shape).bfloat16()
+    update = lora_update(rms, 1, shape=shape)
+    expert = (base.float() + update).bfloat16()
+    values = torch.linalg.svdvals(expert.double() - base.double())
+    assert int((values > rounding_edge(expert, base)).sum()) == 16
+
+
+def test_float16_has_one_ulp_for_all_numbers_under_its_smallest_normal_one() -> None:
+    """6e-5; the spacing below it stays 6e-8, however small the number."""
+    base = (1e-3 * uneven_weights(SIDE, SIDE)).half()
+    assert float((base.abs() < 6e-5).float().mean()) > 0.8
+    update = lora_update(1e-6, 1)
+    expert = (base.float() + update).half()
+    edge = rounding_edge(expert, base)
+    values = torch.linalg.svdvals(expert.double() - base.double())
+    assert int((values > edge).sum()) == 16
+    noise = float(torch.linalg.matrix_norm(expert.double() - base.double() - update.double(), 2))
+    assert edge == pytest.approx(noise, rel=0.1)
+    assert rounding_edge(expert.float(), base.float()) == edge
 
 
 def test_the_floor_brings_the_merge_back_to_that_of_the_unrounded_updates() -> None:
@@ -119,6 +152,6 @@ def test_a_few_updated_rows_of_a_large_matrix_are_seen(monkeypatch: pytest.Monke
     update = 1e-3 * torch.randn(256, 8192, generator=generator) * (torch.rand(256, 1, generator=generator) < 0.05)
     expert = (base.float() + update).bfloat16()
     sampled = rounding_edge(expert, base)
-    monkeypatch.setattr("mergekit_3h.kernels.noise.SAMPLE", expert.numel())
+    monkeypatch.setattr("mergekit_3h.kernels.rounding.SAMPLE", expert.numel())
     assert sampled == pytest.approx(rounding_edge(expert, base), rel=0.05)
     assert sampled > 0
