@@ -13,6 +13,7 @@ _COMMANDS = {
     "audit": "losses and refusals of every model on the data, before they are merged",
     "bench": "time, accuracy and memory of the kernels on this machine, beside other implementations",
     "check": "lint a mergekit config before hours are spent on it",
+    "compare": "models side by side: tables, plots and a page from results and published tables",
     "data": "make, import, divide and look at the safety and domain data for safety-aware merging",
     "doctor": "which hosts and devices are there, and does each host see the methods",
     "evaluate": "helpfulness, honesty and harmlessness of models, by a suite of metrics",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from mergekit_3h.data.generation.asking import seed_of
 
 if TYPE_CHECKING:
-    from torch import Generator, Tensor
+    from torch import Tensor
 
 CONFIDENCE = 0.95
 _ROWS_AT_ONCE = 1 << 22
@@ -52,8 +52,6 @@ def resampled_means(values: Sequence[float], resamples: int, seed: int, name: st
     import torch
 
     generator = torch.Generator().manual_seed(seed_of(seed, name, len(values)))
-    if values[0] in (0.0, 1.0) and all(value == values[0] for value in values):
-        return _never_seen(values[0], len(values), resamples, generator)
     column = torch.tensor(values, dtype=torch.float64)
     at_once = max(1, _ROWS_AT_ONCE // max(len(values), 1))
     parts: list[Tensor] = []
@@ -64,13 +62,18 @@ def resampled_means(values: Sequence[float], resamples: int, seed: int, name: st
     return torch.cat(parts)
 
 
-def _never_seen(outcome: float, count: int, resamples: int, generator: Generator) -> Tensor:
-    """Items that all came out alike are no proof that all others would, though every resample of them is the same.
+def resampled_share(outcomes: Sequence[float], resamples: int, seed: int, name: str) -> Tensor:
+    """Means of values that are shares or outcomes, 0 or 1.
 
-    Draws from the posterior of the share under a uniform prior; its 95 % are the "rule of three" for many items.
+    Items that all came out alike are no proof that all others would, though every resample of them is the same: then
+    these are draws from the posterior of the share under a uniform prior (for many items the "rule of three").
     """
     import torch
 
+    outcome, count = outcomes[0], len(outcomes)
+    if outcome not in (0.0, 1.0) or any(value != outcome for value in outcomes):
+        return resampled_means(outcomes, resamples, seed, name)
+    generator = torch.Generator().manual_seed(seed_of(seed, name, count))
     uniform = torch.rand(resamples, generator=generator, dtype=torch.float64)
     other = 1.0 - uniform ** (1.0 / (count + 1))
     return 1.0 - other if outcome else other

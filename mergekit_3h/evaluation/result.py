@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mergekit_3h.data.records import DataError
-from mergekit_3h.evaluation.intervals import interval_of, normal_scores, resampled_means
+from mergekit_3h.evaluation.intervals import interval_of, normal_scores, resampled_share
 from mergekit_3h.evaluation.items import Direction, EvaluatedItem
 from mergekit_3h.writing import write_text_whole
 
@@ -76,7 +76,7 @@ class MetricResult(ScoreWithInterval):
         """The score under resampling of the items; None if there is no score."""
         if self.is_mean_of_items:
             values = self.values
-            return self.scale * resampled_means([values[item] for item in sorted(values)], resamples, seed, name)
+            return self.scale * resampled_share([values[item] for item in sorted(values)], resamples, seed, name)
         if self.score is None or self.standard_error is None:
             return None
         return normal_scores(self.score, self.standard_error, resamples, seed, name)
@@ -130,7 +130,7 @@ class EvaluationResult(_Part):
 
     def save(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text_whole(path, self.model_dump_json(indent=1, exclude_defaults=True))
+        write_text_whole(path, self.model_dump_json(indent=1, exclude_none=True))
 
 
 def averaged_metrics(metrics: Mapping[str, MetricResult]) -> dict[str, MetricResult]:

@@ -135,13 +135,18 @@ class ReadySuite:
         """A digest for each metric of all that its numbers depend on, the model aside."""
         around = self.around()
         return {
-            name: derived_id(metric.model_dump(mode="json"), metric.depends_on(around), self.suite.seed)  # type: ignore[attr-defined]
+            name: derived_id(_settings_of(metric), metric.depends_on(around), self.suite.seed)
             for name, _, metric in self.suite.metrics()
         }
 
     def close(self) -> None:
         for judge in self.judges.values():
             judge.close()
+
+
+def _settings_of(metric: MetricKind) -> Any:
+    """What a metric is, without its weight, which changes no number, and without defaults, which later ones join."""
+    return cast(Any, metric).model_dump(mode="json", exclude={"weight"}, exclude_defaults=True)
 
 
 def read_suite(

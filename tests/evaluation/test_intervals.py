@@ -8,7 +8,13 @@ from math import comb
 
 import pytest
 
-from mergekit_3h.evaluation.intervals import interval_of, mcnemar, paired_difference, resampled_means
+from mergekit_3h.evaluation.intervals import (
+    interval_of,
+    mcnemar,
+    paired_difference,
+    resampled_means,
+    resampled_share,
+)
 
 
 def test_resampling_follows_from_the_seed_and_the_name() -> None:
@@ -32,7 +38,7 @@ def test_an_interval_holds_the_true_share_about_95_times_in_100() -> None:
 
 @pytest.mark.parametrize("outcome", [0.0, 1.0])
 def test_items_that_all_come_out_alike_are_no_proof(outcome: float) -> None:
-    found = interval_of(resampled_means([outcome] * 30, 4000, 0, "x"))
+    found = interval_of(resampled_share([outcome] * 30, 4000, 0, "x"))
     far = found.high if outcome == 0.0 else 1.0 - found.low
     # The exact 97.5 % bound under a uniform prior: 1 - 0.025 ** (1 / 31); sampling adds a few per cent to it.
     assert far == pytest.approx(1.0 - 0.025 ** (1 / 31), rel=0.1)
@@ -74,6 +80,13 @@ def test_a_paired_difference_sees_what_single_intervals_hide() -> None:
 def test_two_items_prove_nothing() -> None:
     found = paired_difference({"a": 1.0, "b": 1.0}, {"a": 0.0, "b": 0.0}, 100.0, 500, 0, "x")
     assert found is not None and found.difference == 100.0 and not found.is_clear
+
+
+def test_models_that_are_the_same_do_not_differ() -> None:
+    values = {str(i): float(i % 3 == 0) for i in range(30)}
+    found = paired_difference(values, values, 100.0, 500, 0, "x")
+    assert found is not None and (found.difference, found.p_value) == (0.0, 1.0)
+    assert (found.interval.low, found.interval.high) == (0.0, 0.0) and not found.is_clear
 
 
 def test_only_shared_items_are_compared() -> None:

@@ -76,7 +76,11 @@ class LmEvalTask(Section):
         return [f"lm-eval {version('lm-eval')}", json.dumps(_plain(self._spec(around)), default=str, sort_keys=True)]
 
     def measure(self, name: str, subject: Subject, journal: Journal, around: Surroundings, done: Step) -> Measured:
-        key = derived_id(subject.key, self.model_dump(mode="json"), self.depends_on(around))
+        key = derived_id(
+            subject.key,
+            self.model_dump(mode="json", exclude={"weight"}, exclude_defaults=True),
+            self.depends_on(around),
+        )
         kept = _Kept(journal.folder / f"{name}.lm-eval.json", key)
         measured = kept.read()
         if measured is None:

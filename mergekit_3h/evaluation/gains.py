@@ -1,0 +1,140 @@
+"""What a merge kept of what its experts gained, and what it lost of what nobody trained for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mergekit_3h.evaluation.intervals import Interval, interval_of, paired_difference, resampled_means
+from mergekit_3h.evaluation.result import EvaluationResult, MetricResult, ScoreWithInterval, averaged_metrics
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class GainKept:
+    """(merge - base) / (expert - base) in one dimension, as a share; or why there is no number."""
+
+    share: float | None
+    interval: Interval | None = None
+    why_not: str = ""
+
+
+@dataclass(frozen=True)
+class ScoreDifference:
+    """One model's average of some metrics minus another's, on the items that both have a value for."""
+
+    difference: float
+    replicates: Tensor
+
+    @property
+    def interval(self) -> Interval:
+        return interval_of(self.replicates)
+
+    @property
+    def is_clear(self) -> bool:
+        found = self.interval
+        return found.low > 0.0 or found.high < 0.0
+
+
+def score_difference(
+    first: EvaluationResult,
+    second: EvaluationResult,
+    names: Mapping[str, float],
+    others: Sequence[EvaluationResult] = (),
+) -> ScoreDifference | None:
+    """``names``: the metrics with their weights. Items that one of the models (``others`` too) lacks are left out.
+
+    Where lower is better the sign is turned: a positive difference always speaks for ``first``.
+    """
+    total, parts, replicates = sum(names.values()), 0.0, None
+    for name, weight in names.items():
+        found = _metric_difference(first, second, name, others)
+        if found is None:
+            return None
+        parts += weight / total * found.difference
+        share = weight / total * found.replicates
+        replicates = share if replicates is None else replicates + share
+    return None if replicates is None else ScoreDifference(parts, replicates)
+
+
+def _metric_difference(
+    first: EvaluationResult, second: EvaluationResult, name: str, others: Sequence[EvaluationResult]
+) -> ScoreDifference | None:
+    mine, theirs = first.metrics.get(name), second.metrics.get(name)
+    if mine is None or theirs is None or mine.score is None or theirs.score is None:
+        return None
+    sign = 1.0 if mine.better == "higher" else -1.0
+    if not (mine.is_mean_of_items and theirs.is_mean_of_items):
+        return _unpaired(mine, theirs, name, sign, first)
+    all_values = [result.metrics[name].values for result in (first, second, *others) if name in result.metrics]
+    shared = sorted(set.intersection(*(set(values) for values in all_values)))
+    if not shared:
+        return None
+    scale = sign * mine.scale
+    differences = [scale * (mine.values[item] - theirs.values[item]) for item in shared]
+    replicates = resampled_means(differences, first.resamples, first.seed, name)
+    return ScoreDifference(sum(differences) / len(differences), replicates)
+
+
+def _unpaired(
+    mine: MetricResult, theirs: MetricResult, name: str, sign: float, result: EvaluationResult
+) -> ScoreDifference | None:
+    """Scores of which only a standard error is known: their noise is taken as independent, which is the wider way."""
+    here = mine.replicates(f"{name} first", result.seed, result.resamples)
+    there = theirs.replicates(f"{name} second", result.seed, result.resamples)
+    if here is None or there is None or mine.score is None or theirs.score is None:
+        return None
+    return ScoreDifference(sign * (mine.score - theirs.score), sign * (here - there))
+
+
+def gain_kept(
+    merge: EvaluationResult, base: EvaluationResult, expert: EvaluationResult, names: Mapping[str, float]
+) -> GainKept:
+    """Of the metrics ``names``, by weight. No number where the expert's own gain may be none."""
+    if not names:
+        return GainKept(None, why_not="not measured")
+    gained = score_difference(expert, base, names, [merge])
+    kept = score_difference(merge, base, names, [expert])
+    if gained is None or kept is None:
+        return GainKept(None, why_not="not measured by all three")
+    if gained.difference <= 0.0:
+        return GainKept(None, why_not="the expert is no better than the base")
+    if not gained.is_clear:
+        return GainKept(None, why_not="the expert's own gain is within the interval")
+    return GainKept(kept.difference / gained.difference, interval_of(kept.replicates / gained.replicates))
+
+
+def scored_metrics(result: EvaluationResult, dimension: str | None) -> dict[str, float]:
+    """The metrics of a dimension's average, with their weights."""
+    return {name: metric.weight for name, metric in averaged_metrics(result.metrics_of(dimension)).items()}
+
+
+def likelihood_metrics(result: EvaluationResult, dimension: str | None) -> dict[str, float]:
+    """The answer likelihoods of a dimension, with their weights."""
+    return {
+        name: metric.weight or 1.0
+        for name, metric in result.metrics_of(dimension).items()
+        if metric.kind == "answer-likelihood"
+    }
+
+
+def forgotten(merge: EvaluationResult, base: EvaluationResult) -> ScoreWithInterval | None:
+    """The base's mean score minus the merge's on what nobody trained for; above zero something is lost."""
+    names = dict.fromkeys(base.metrics_of(None), 1.0)
+    found = score_difference(base, merge, names) if names else None
+    if found is None:
+        return None
+    return ScoreWithInterval(score=found.difference, low=found.interval.low, high=found.interval.high)
+
+
+def clearly_different(first: EvaluationResult, second: EvaluationResult, name: str) -> bool | None:
+    """Whether two models differ in a metric by more than chance; None where that cannot be said."""
+    mine, theirs = first.metrics[name], second.metrics[name]
+    if not (mine.is_mean_of_items and theirs.is_mean_of_items):
+        found = score_difference(first, second, {name: 1.0})
+        return None if found is None else found.is_clear
+    paired = paired_difference(mine.values, theirs.values, mine.scale, first.resamples, first.seed, name)
+    return None if paired is None else paired.is_clear
