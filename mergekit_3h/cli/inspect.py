@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,7 @@ _MARKS = {
 @click.option(
     "--sample", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True, help="Share of the layers."
 )
+@click.option("--data", help="JSONL files with records, separated by commas: compares the experts' loss gradients too.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object for machines.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
@@ -38,6 +40,7 @@ def command(
     experts: tuple[str, ...],
     out: Path | None,
     sample: float,
+    data: str | None,
     device: str,
     as_json: bool,
     quiet: bool,
@@ -51,6 +54,8 @@ def command(
     subject = _subject(config, base, experts)
     _require_device(device)
     inspection = _inspected(subject, out, sample, device, quiet)
+    if data is not None:
+        inspection = _with_gradients(inspection, subject, data, device)
     from mergekit_3h.diagnostics.conclusions import conclusions
     from mergekit_3h.diagnostics.summary import as_json as whole
 
@@ -99,6 +104,18 @@ def _inspected(subject: Subject, out: Path | None, sample: float, device: str, q
         findings=subject.findings,
         tied=subject.tied,
     )
+
+
+def _with_gradients(inspection: Inspection, subject: Subject, data: str, device: str) -> Inspection:
+    from mergekit_3h.diagnostics.gradients import gradient_cosines
+    from mergekit_3h.losses.options import LossOptions
+    from mergekit_3h.losses.records import located_records
+    from mergekit_3h.safety.options import data_files
+
+    found = gradient_cosines(
+        subject, located_records(data_files(data)), LossOptions.model_validate({"dtype": "float32"}), device
+    )
+    return replace(inspection, gradients=found, asked_for_gradients=True)
 
 
 def _write(inspection: Inspection, found: Sequence[Conclusion], subject: Subject, out: Path) -> None:

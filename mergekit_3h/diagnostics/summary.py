@@ -60,5 +60,6 @@ def as_json(inspection: Inspection, found: Sequence[Conclusion], models: Sequenc
         "experts": list(inspection.experts),
         "conclusions": [conclusion.as_dict() for conclusion in found],
         "suggested_config": suggested_config(inspection, found, models),
+        "gradients": [each.as_dict() for each in inspection.gradients],
         "tensors": [row.model_dump(mode="json") for row in inspection.rows],
     }

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from cli.workshop import Workshop
+from lint.workshop import Workshop
 from tiny_models import Family
 
 

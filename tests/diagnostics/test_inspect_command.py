@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from cli.workshop import Workshop
 from click.testing import CliRunner, Result
 from hosts import merge_config, read_model
+from lint.workshop import Workshop
 from tiny_models import Family
 
 from mergekit_3h.cli import main

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from cli.workshop import Workshop
+from lint.workshop import Workshop
 from safetensors.torch import load_file
 from tiny_models import tiny_model, tiny_tokenizer
 from torch import Tensor

@@ -13,6 +13,7 @@ from mergekit_3h.diagnostics.conclusions.balance import does_an_expert_dominate
 from mergekit_3h.diagnostics.conclusions.copies import is_an_expert_a_copy
 from mergekit_3h.diagnostics.conclusions.finite import are_all_numbers_finite
 from mergekit_3h.diagnostics.conclusions.fit import do_the_models_fit_together
+from mergekit_3h.diagnostics.conclusions.gradients import do_the_gradients_agree
 from mergekit_3h.diagnostics.conclusions.inspection import Conclusion, Inspection
 from mergekit_3h.diagnostics.conclusions.interference import where_do_experts_interfere
 from mergekit_3h.diagnostics.conclusions.origin import do_the_experts_come_from_the_base
@@ -28,6 +29,7 @@ QUESTIONS: tuple[Callable[[Inspection], Sequence[Conclusion]], ...] = (
     where_do_experts_interfere,
     does_rounding_hide_updates,
     does_the_rank_adapt,
+    do_the_gradients_agree,
 )
 
 

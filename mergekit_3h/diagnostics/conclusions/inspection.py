@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mergekit_3h.diagnostics.rows import ExpertMeasures, PairMeasures, TensorMeasures, all_pairs
 
 if TYPE_CHECKING:
+    from mergekit_3h.diagnostics.gradients import GradientCosine
     from mergekit_3h.kernels.settings import Settings
     from mergekit_3h.lint import Finding
 
@@ -50,6 +51,8 @@ class Inspection:
     """The config's merge method, if there is a config."""
     findings: Sequence[Finding] = ()
     tied: Sequence[bool | None] = ()
+    gradients: Sequence[GradientCosine] = ()
+    asked_for_gradients: bool = False
 
     @cached_property
     def measured(self) -> list[TensorMeasures]:
