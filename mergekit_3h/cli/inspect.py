@@ -32,6 +32,7 @@ _MARKS = {
 )
 @click.option("--data", help="JSONL files with records, separated by commas: compares the experts' loss gradients too.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1.")
+@click.option("--pictures/--no-pictures", default=True, show_default=True, help="Heat maps as PNG files in --out.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object for machines.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def command(
@@ -42,6 +43,7 @@ def command(
     sample: float,
     data: str | None,
     device: str,
+    pictures: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -61,7 +63,7 @@ def command(
 
     found = conclusions(inspection)
     if out is not None:
-        _write(inspection, found, subject, out)
+        _write(inspection, found, subject, out, pictures)
     if as_json:
         click.echo(json.dumps(whole(inspection, found, subject.experts), indent=2))
     else:
@@ -118,15 +120,21 @@ def _with_gradients(inspection: Inspection, subject: Subject, data: str, device:
     return replace(inspection, gradients=found, asked_for_gradients=True)
 
 
-def _write(inspection: Inspection, found: Sequence[Conclusion], subject: Subject, out: Path) -> None:
-    from mergekit_3h.diagnostics.heat_maps import draw_heat_maps
+def _write(inspection: Inspection, found: Sequence[Conclusion], subject: Subject, out: Path, pictures: bool) -> None:
     from mergekit_3h.diagnostics.page import inspection_page
-    from mergekit_3h.optional import MissingExtraError
     from mergekit_3h.writing import write_text_whole
 
     write_text_whole(out / "index.html", inspection_page(inspection, found, subject.experts))
+    if pictures:
+        _draw(inspection, out / "heat_maps")
+
+
+def _draw(inspection: Inspection, folder: Path) -> None:
+    from mergekit_3h.diagnostics.heat_maps import draw_heat_maps
+    from mergekit_3h.optional import MissingExtraError
+
     try:
-        draw_heat_maps(inspection, out / "heat_maps")
+        draw_heat_maps(inspection, folder)
     except MissingExtraError as error:
         click.echo(f"no heat maps as PNG files, the page has them too: {error}", err=True)
 

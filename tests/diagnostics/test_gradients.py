@@ -52,7 +52,7 @@ def test_command(trio: Callable[..., Workshop], tmp_path: Path) -> None:
     shutil.copy(workshop.experts[0] / "model.safetensors", workshop.experts[1] / "model.safetensors")
     data = write_jsonl(tmp_path / "data.jsonl", domain_records())
     models = ["--base", workshop.base, "--expert", workshop.experts[0], "--expert", workshop.experts[1]]
-    found = json.loads(inspect(*models, "--data", data, "--json").output)
+    found = json.loads(inspect(*models, "--data", data, "--json").stdout)
     (cosine,) = found["gradients"]
     assert cosine["set_name"] == "domain" and cosine["cosine"] == pytest.approx(1)
     answer = next(each for each in found["conclusions"] if each["rule"] == "gradients")

@@ -25,7 +25,8 @@ from mergekit_3h.options import parse_options
 
 
 def inspect(*arguments: object, check: bool = True) -> Result:
-    result = CliRunner().invoke(main, ["inspect", *map(str, arguments)])
+    pictures = [] if "--pictures" in arguments else ["--no-pictures"]
+    result = CliRunner().invoke(main, ["inspect", *map(str, arguments), *pictures])
     if check and result.exit_code:
         raise AssertionError(f"{result.output}\n{result.exception!r}")
     return result
@@ -38,6 +39,14 @@ def as_options(family: Family) -> list[object]:
 @pytest.fixture
 def rounded(family: Callable[..., Family]) -> Family:
     return family("llama", experts=3, update=1e-3, dtype=torch.bfloat16)
+
+
+def test_what_is_written(rounded: Family, tmp_path: Path) -> None:
+    inspect(*as_options(rounded)[:4], "--out", tmp_path / "out", "--pictures")
+    names = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.*")}
+    assert {"index.html", "measures.jsonl", "heat_maps/relative_size.png", "heat_maps/omega.png"} <= names
+    assert not any("cosine" in name for name in names), "one expert has no pairs"
+    assert "expert0 against" in (tmp_path / "out" / "index.html").read_text()
 
 
 def test_terminal(rounded: Family) -> None:
@@ -64,7 +73,7 @@ def test_numbers_are_those_of_the_kernels(
     """alpha, Omega, edges, budget and ranks of every matrix, as merging it reports them."""
     config = tmp_path / "config.yml"
     config.write_text(yaml.safe_dump(merge_config(rounded, method, parameters={"weight": 1.0, **options})))
-    found = json.loads(inspect(config, "--json").output)
+    found = json.loads(inspect(config, "--json").stdout)
     assert found["experts"] == ["expert0", "expert1", "expert2"]
     rows = {row.tensor: row for row in map(TensorMeasures.model_validate, found["tensors"])}
     settings = (parse_options(method, options) if method != "ties" else parse_options("rtsvm", {})).settings()
@@ -83,12 +92,12 @@ def test_numbers_are_those_of_the_kernels(
 
 
 def test_a_run_that_was_stopped_goes_on(rounded: Family, tmp_path: Path) -> None:
-    whole = json.loads(inspect(*as_options(rounded), "--json", "--out", tmp_path / "out").output)
+    whole = json.loads(inspect(*as_options(rounded), "--json", "--out", tmp_path / "out").stdout)
     file = tmp_path / "out" / MEASURES
     lines = file.read_bytes().splitlines(keepends=True)
     assert len(lines) == 1 + len(whole["tensors"])
     file.write_bytes(b"".join(lines[:9]) + lines[9][: len(lines[9]) // 2])  # killed while it wrote the ninth tensor
-    again = json.loads(inspect(*as_options(rounded), "--json", "--out", tmp_path / "out").output)
+    again = json.loads(inspect(*as_options(rounded), "--json", "--out", tmp_path / "out").stdout)
     assert file.read_bytes().splitlines(keepends=True)[:9] == lines[:9]
     for first, second in zip(whole["tensors"], again["tensors"], strict=True):
         assert {**first, "seconds": 0} == {**second, "seconds": 0}
@@ -96,7 +105,7 @@ def test_a_run_that_was_stopped_goes_on(rounded: Family, tmp_path: Path) -> None
 
 def test_a_sample_is_completed_later(family: Callable[..., Family], tmp_path: Path) -> None:
     made = family("llama", update=1e-3, num_hidden_layers=5, hidden_size=16, intermediate_size=16)
-    part = json.loads(inspect(*as_options(made), "--json", "--sample", 0.4, "--out", tmp_path).output)
+    part = json.loads(inspect(*as_options(made), "--json", "--sample", 0.4, "--out", tmp_path).stdout)
     names = {row["tensor"] for row in part["tensors"]}
     assert {name.split(".")[2] for name in names if "layers." in name} == {"0", "4"}
     assert {"model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"} < names
@@ -133,8 +142,8 @@ def test_pickled_weight_files(rounded: Family, tmp_path: Path) -> None:
     for folder in (rounded.base, rounded.experts[0]):
         files.append(tmp_path / f"{folder.name}.bin")
         torch.save(read_model(folder), files[-1])
-    found = json.loads(inspect("--base", files[0], "--expert", files[1], "--json").output)
-    reference = json.loads(inspect(*as_options(rounded)[:4], "--json").output)
+    found = json.loads(inspect("--base", files[0], "--expert", files[1], "--json").stdout)
+    reference = json.loads(inspect(*as_options(rounded)[:4], "--json").stdout)
     by_name = {row["tensor"]: row["experts"] for row in reference["tensors"]}
     assert {row["tensor"]: row["experts"] for row in found["tensors"]} == by_name
 
@@ -193,7 +202,7 @@ def test_slices_take_the_base_layer_that_the_merge_takes(trio: Callable[..., Wor
         "slices": [{"sources": sources}],
         "parameters": {"weight": 1.0},
     }
-    found = json.loads(inspect(workshop.write(config), "--json").output)
+    found = json.loads(inspect(workshop.write(config), "--json").stdout)
     name = "model.layers.0.mlp.up_proj.weight"
     base, expert = read_model(workshop.base), read_model(workshop.experts[0])
     delta = expert[name.replace("0", "1")].double() - base[name.replace("0", "1")].double()
