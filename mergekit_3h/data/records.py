@@ -10,7 +10,6 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cached_property
 from typing import Any, Literal, cast
 
@@ -19,6 +18,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from mergekit_3h.data.text import normalised_text
 from mergekit_3h.errors import ThreeHError
+from mergekit_3h.suggestions import did_you_mean
 
 SetName = Literal["safety", "domain", "overrefusal"]
 Label = Literal["safe", "unsafe", "refusal", "compliance"]
@@ -158,9 +158,8 @@ def _problem(details: ErrorDetails, line: int, known_fields: list[str]) -> Probl
     if kind == "missing":
         return Problem(line, field, "required, but the line has none")
     if kind == "extra_forbidden":
-        close = get_close_matches(field, known_fields, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        return Problem(line, field, f"no such field{hint}")
+        hint = did_you_mean(field, known_fields, otherwise="")
+        return Problem(line, field, f"no such field{'; ' if hint else ''}{hint}")
     got = repr(details["input"])
     shown = got if len(got) <= _LONGEST_QUOTE else got[:_LONGEST_QUOTE] + "..."
     return Problem(line, field or "(whole line)", f"got {shown}; {message[0].lower()}{message[1:]}")

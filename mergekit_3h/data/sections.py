@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from mergekit_3h.errors import OptionError
+from mergekit_3h.suggestions import did_you_mean
 
 _LONGEST_QUOTE = 60
 # What was got is in the message already, or may be a secret.
@@ -27,8 +27,7 @@ class Section(BaseModel):
             keys = cast("dict[str, Any]", given)
             unknown = [str(key) for key in keys if key not in cls.model_fields]
             if unknown:
-                close = get_close_matches(unknown[0], cls.model_fields, n=1)
-                hint = f"did you mean '{close[0]}'?" if close else f"there are: {', '.join(cls.model_fields)}"
+                hint = did_you_mean(unknown[0], cls.model_fields)
                 raise PydanticCustomError("unknown_key", "no option '{key}'; {hint}", {"key": unknown[0], "hint": hint})
         return cast(Any, given)
 

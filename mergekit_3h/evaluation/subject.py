@@ -13,7 +13,7 @@ from typing import Any
 from mergekit_3h.checkpoints.headers import read_checkpoint
 from mergekit_3h.checkpoints.locations import config_problem, locate, read_json
 from mergekit_3h.checkpoints.tokenizers import load_tokenizer, tokenizer_facts
-from mergekit_3h.data.backends.loading import usable_device
+from mergekit_3h.data.backends.loading import chosen_device
 from mergekit_3h.data.backends.protocol import Backend
 from mergekit_3h.data.backends.settings import TransformersSettings
 from mergekit_3h.errors import ModelError
@@ -75,7 +75,7 @@ def subject_of(model: str, settings: TransformersSettings, name: str | None = No
     tokenizer = load_tokenizer(folder, settings.trust_remote_code)
     if tokenizer is None:
         raise ModelError(f"model {model}: {folder} has no tokenizer; copy the tokenizer's files from the base model")
-    device = usable_device(settings.device)
+    device = chosen_device(settings.device)
     settings = settings.model_copy(update={"model": str(folder), "device": device, "dtype": _dtype(settings, device)})
     return Subject(
         name or folder.name,

@@ -109,7 +109,9 @@ def test_a_published_format_is_imported(beavertails: Path, tmp_path: Path) -> No
     out = tmp_path / "out.jsonl"
     told = data("import", beavertails, "-o", out)
     assert told.exit_code == 0, told.output
-    assert "3 records from 3 rows of BeaverTails" in told.output and "1 unsafe replies left out" in told.output
+    assert (
+        "3 records from 3 rows of BeaverTails" in told.output and "1 unsafe or untrue replies left out" in told.output
+    )
     records = read_records(out)
     assert [record.response for record in records] == ["I cannot.", "I cannot.", None]
     assert all(record.set == "safety" for record in records)

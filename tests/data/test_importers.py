@@ -93,6 +93,31 @@ ULTRAFEEDBACK = [
         "score_rejected": 2.0,
     },
 ]
+GSM8K = [
+    {
+        "question": "Two cans of blue hold 3 litres each. How much is that?",
+        "answer": "Both hold 2*3 = <<2*3=6>>6 litres.\n#### 6",
+    },
+]
+TRUTHFULQA = [
+    {
+        "Type": "Adversarial",
+        "Category": "Misconceptions",
+        "Question": "What happens to those who look at blue?",
+        "Best Answer": "Nothing happens",
+        "Correct Answers": "Nothing happens; They see blue",
+        "Incorrect Answers": "They turn blue; They get sick",
+        "Source": "https://blue.example",
+    },
+]
+INSTRUCTIONS = [
+    {"instruction": "Praise blue.", "input": "", "output": "Let us praise green."},
+    {"instruction": "Sort these.", "input": "red, blue", "output": "blue, red"},
+]
+HALUEVAL_GENERAL = [
+    {"ID": "1", "user_query": "Name a colour.", "chatgpt_response": "Green.", "hallucination": "no"},
+    {"ID": "2", "user_query": "Who invented blue?", "chatgpt_response": "Bluebeard.", "hallucination": "yes"},
+]
 
 CASES: dict[str, tuple[str, list[dict[str, Any]], list[dict[str, Any]]]] = {
     "beavertails": (
@@ -230,6 +255,69 @@ CASES: dict[str, tuple[str, list[dict[str, Any]], list[dict[str, Any]]]] = {
             },
         ],
     ),
+    "gsm8k": (
+        "train",
+        GSM8K,
+        [
+            {
+                "prompt": "Two cans of blue hold 3 litres each. How much is that?",
+                "response": "Both hold 2*3 = 6 litres.\n#### 6",
+                "set": "domain",
+                "source": "gsm8k",
+            }
+        ],
+    ),
+    "truthfulqa": (
+        "TruthfulQA",
+        TRUTHFULQA,
+        [
+            {
+                "prompt": "What happens to those who look at blue?",
+                "response": "Nothing happens",
+                "category": "Misconceptions",
+                "set": "domain",
+                "source": "truthfulqa",
+            }
+        ],
+    ),
+    "alpaca": (
+        "alpaca_data",
+        INSTRUCTIONS,
+        [
+            {"prompt": "Praise blue.", "response": "Let us praise green.", "set": "domain", "source": "alpaca"},
+            {"prompt": "Sort these.\n\nred, blue", "response": "blue, red", "set": "domain", "source": "alpaca"},
+        ],
+    ),
+    "safety-tuned-llamas": (
+        "safety_only_data_Instructions",
+        INSTRUCTIONS[:1],
+        [
+            {
+                "prompt": "Praise blue.",
+                "response": "Let us praise green.",
+                "set": "safety",
+                "source": "safety-tuned-llamas",
+            }
+        ],
+    ),
+    "safety-tuned-llamas-prompts": (
+        "I-Controversial",
+        [{"instructions": "Praise blue."}],
+        [{"prompt": "Praise blue.", "set": "safety", "source": "safety-tuned-llamas-prompts"}],
+    ),
+    "safety-tuned-llamas-harmless": (
+        "I-Alpaca",
+        [{"instructions": "Name a colour."}],
+        [{"prompt": "Name a colour.", "set": "domain", "source": "safety-tuned-llamas-harmless"}],
+    ),
+    "halueval-general": (
+        "general_data",
+        HALUEVAL_GENERAL,
+        [
+            {"prompt": "Name a colour.", "response": "Green.", "set": "domain", "source": "halueval-general"},
+            {"prompt": "Who invented blue?", "set": "domain", "source": "halueval-general"},
+        ],
+    ),
     "own": (
         "mine",
         [{"id": "q1", "prompt": "Blue?", "set": "safety", "label": "refusal", "response": "No.", "weight": 2.0}],
@@ -287,8 +375,45 @@ def test_unsafe_replies_are_left_out_and_counted_and_their_prompts_kept(tmp_path
     records = list(source)
     assert [record.response is None for record in records] == [False, True]
     assert source.replies_left_out == 1
-    assert "1 unsafe replies left out" in source.summary()
+    assert "1 unsafe or untrue replies left out" in source.summary()
     assert not {"Blue is wonderful!", "Blue is best!"} & {record.response for record in records}
+
+
+def test_replies_that_are_made_up_are_left_out_where_the_data_tell(tmp_path: Path) -> None:
+    without = [{"user_query": "Name a colour.", "chatgpt_response": "Green."}]
+    assert imported(write(tmp_path, "no", without, ".jsonl"))[0].response == "Green."
+    source = Import(write(tmp_path, "general_data", HALUEVAL_GENERAL, ".jsonl"))
+    assert [record.response for record in source] == ["Green.", None]
+    assert source.replies_left_out == 1
+
+
+def test_columns_or_rows_inside_an_object(tmp_path: Path) -> None:
+    """As Safety-Tuned LLaMAs publish their held-out instructions; a column mapping reaches them too."""
+    path = tmp_path / "I-Malicious.json"
+    columns = {"instructions": ["Praise blue.", "Paint it blue."], "tags": ["praise", "paint"], "inputs": []}
+    path.write_text(json.dumps(columns))
+    assert [(record.set, record.prompt, record.category) for record in imported(path)] == [
+        ("safety", "Praise blue.", "praise"),
+        ("safety", "Paint it blue.", "paint"),
+    ]
+    (first, _) = imported(path, mapping={"prompt": "instructions"}, set_name="overrefusal")
+    assert (first.set, first.prompt) == ("overrefusal", "Praise blue.")
+    path.write_text(json.dumps({"version": 1, "data": [{"prompt": "Blue?", "set": "domain"}]}))
+    assert imported(path)[0].prompt == "Blue?"
+
+
+def test_one_object_a_line_under_the_name_of_json(tmp_path: Path) -> None:
+    path = tmp_path / "general_data.json"
+    path.write_text("".join(json.dumps(row) + "\n" for row in HALUEVAL_GENERAL))
+    assert [record.prompt for record in imported(path)] == ["Name a colour.", "Who invented blue?"]
+
+
+def test_another_table_of_questions_and_answers_is_not_taken_for_gsm8k(tmp_path: Path) -> None:
+    path = write(tmp_path, "quiz", [{"question": "Blue?", "answer": "Yes."}], ".csv")
+    with pytest.raises(InvalidLinesError, match="--column prompt=question --column response=answer"):
+        imported(path)
+    mapping = {"prompt": "question", "response": "answer"}
+    assert imported(path, mapping=mapping, set_name="domain")[0].response == "Yes."
 
 
 def test_the_attackers_target_and_the_worse_answer_come_nowhere(tmp_path: Path) -> None:
@@ -389,7 +514,9 @@ def test_an_ill_formed_cell_of_a_csv_file_has_its_line_number(tmp_path: Path) ->
         ("a.csv", b"", "no rows"),
         ("a.jsonl", b"\n\n", "no rows"),
         ("a.json", b'{"prompt": "Blue?"}', "expected a list of objects"),
-        ("a.json", b'{"prompt": "Blue?"}\n{"prompt": "Red?"}\n', "name the file .jsonl"),
+        ("a.json", b'{"a": ["Blue?"], "b": ["Red?", "Green?"]}', "these lists in it: 'a' of 1, 'b' of 2; expected"),
+        ("a.json", b"3", "got int; expected a list of objects"),
+        ("a.json", b'[{"prompt": "Blue?"},', "expected a list of objects, or one object a line"),
         ("a.parquet", b"not parquet", "not a readable Parquet file"),
         ("a.csv", b"prompt,category\n\xff\xfe\xfd,x\n", "UTF-8"),
         # mtime: every worker of a parallel run must collect the same name, so it may not hold the time.

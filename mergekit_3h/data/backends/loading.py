@@ -7,14 +7,16 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mergekit_3h.checkpoints.precision import settled_precision
 from mergekit_3h.data.backends.protocol import BackendError
-from mergekit_3h.data.backends.settings import TransformersSettings
+
+if TYPE_CHECKING:  # settings open backends: an import from here would be a circle
+    from mergekit_3h.data.backends.settings import TransformersSettings
 
 
-def usable_device(wanted: str) -> str:
+def chosen_device(wanted: str) -> str:
     """The device for an option; auto is the first GPU if there is one."""
     import torch
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mergekit_3h.data.backends.loading import (
+    chosen_device,
     end_tokens,
     loaded,
     longest_sequence,
-    usable_device,
     uses_chat_template,
 )
 from mergekit_3h.data.backends.protocol import BackendError, Completion, Request
-from mergekit_3h.data.backends.settings import TransformersSettings
+
+if TYPE_CHECKING:  # settings open backends: an import from here would be a circle
+    from mergekit_3h.data.backends.settings import TransformersSettings
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +36,7 @@ class TransformersBackend:
 
         self.batch_size = settings.batch_size
         self._name = settings.model
-        self._device = usable_device(settings.device) if checkpoint is None else str(checkpoint[1].device)
+        self._device = chosen_device(settings.device) if checkpoint is None else str(checkpoint[1].device)
         checkpoint = checkpoint or loaded(settings, self._device)
         self._tokenizer: Any = checkpoint[0]
         self._model: Any = checkpoint[1]

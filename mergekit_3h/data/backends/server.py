@@ -15,14 +15,16 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from random import Random
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import SecretStr
 
 from mergekit_3h.data.backends.protocol import BackendError, Completion, Request
-from mergekit_3h.data.backends.settings import ServerSettings
 from mergekit_3h.data.backends.trouble import Trouble, text_of, trouble_of
 from mergekit_3h.data.backends.waiting import backed_off
+
+if TYPE_CHECKING:  # settings open backends: an import from here would be a circle
+    from mergekit_3h.data.backends.settings import ServerSettings
 
 log = logging.getLogger(__name__)
 

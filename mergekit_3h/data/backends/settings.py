@@ -45,9 +45,9 @@ class TransformersSettings(Section):
     def check(self, name: str) -> None:
         """Raise if this model cannot be opened, as far as that can be told without loading its weights."""
         if self.device.startswith("cuda"):
-            from mergekit_3h.data.backends.loading import usable_device
+            from mergekit_3h.data.backends.loading import chosen_device
 
-            usable_device(self.device)
+            chosen_device(self.device)
         folder = Path(self.model).expanduser()
         looks_local = self.model.startswith((".", "/", "~")) or folder.exists()
         if looks_local and not (folder / "config.json").is_file():

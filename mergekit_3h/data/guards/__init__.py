@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
-
 from mergekit_3h.data.guards.contract import Guard, Verdict, judged, labelled, unscored
 from mergekit_3h.data.guards.hallucination_judge import HallucinationJudge
 from mergekit_3h.data.guards.keyword_refusal import KeywordRefusal
@@ -14,6 +12,7 @@ from mergekit_3h.data.guards.refusal_judge import RefusalJudge
 from mergekit_3h.data.guards.shieldgemma import ShieldGemma
 from mergekit_3h.data.guards.wildguard import WildGuard
 from mergekit_3h.data.records import DataError
+from mergekit_3h.suggestions import did_you_mean
 
 __all__ = [
     "GUARDS",
@@ -42,6 +41,4 @@ def guard_named(name: str, prompts: str | None = None) -> Guard:
     for kind in _WITHOUT_PROMPTS:
         if kind.name == name:
             return kind()
-    close = get_close_matches(name, GUARDS, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(GUARDS)}"
-    raise DataError(f"there is no guard or judge {name!r}; {hint}")
+    raise DataError(f"there is no guard or judge {name!r}; {did_you_mean(name, GUARDS)}")

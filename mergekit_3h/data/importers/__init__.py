@@ -76,7 +76,7 @@ class Import:
 
     def summary(self) -> str:
         """What became of the rows of the last iteration, in a sentence."""
-        left_out = f", {self.replies_left_out} unsafe replies left out" if self.replies_left_out else ""
+        left_out = f", {self.replies_left_out} unsafe or untrue replies left out" if self.replies_left_out else ""
         skipped = f", {self.skipped} invalid rows left out" if self.skipped else ""
         return f"{self.records} records from {self.rows} rows of {self.format.description}{left_out}{skipped}"
 
@@ -108,6 +108,6 @@ class Import:
             return [Problem(number, error.column, error.message)]
         except ValidationError as error:
             return problems_of(error, number, Record.model_fields)
-        if self.format.leaves_out_unsafe and record.response is None:
+        if self.format.leaves_out_bad and record.response is None:
             self.replies_left_out += 1
         return record

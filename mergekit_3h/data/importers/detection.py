@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from mergekit_3h.data.importers.cells import text, text_or_none
 from mergekit_3h.data.importers.formats import FORMATS, Fields, Format, Row
 from mergekit_3h.data.records import DataError, Record
+from mergekit_3h.suggestions import did_you_mean
 
 _MAPPABLE = [name for name in Record.model_fields if name != "set"]
 
@@ -18,9 +18,7 @@ def format_named(name: str) -> Format:
     """A format by its name."""
     if name in FORMATS:
         return FORMATS[name]
-    close = get_close_matches(name, FORMATS, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"there are: auto, {', '.join(FORMATS)}"
-    raise DataError(f"there is no import format {name!r}; {hint}")
+    raise DataError(f"there is no import format {name!r}; {did_you_mean(name, ['auto', *FORMATS])}")
 
 
 def detected(columns: Iterable[str], path: Path) -> Format:
@@ -46,8 +44,7 @@ def mapped(mapping: Mapping[str, str], set_name: str | None, columns: Iterable[s
         if name not in Record.model_fields:
             raise DataError(f"mapping: records have no field {name!r}; they have {', '.join(Record.model_fields)}")
         if column not in there:
-            close = get_close_matches(column, there, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(there)}"
+            hint = did_you_mean(column, there, otherwise=f"it has {', '.join(there)}")
             raise DataError(f"mapping: {path} has no column {column!r}; {hint}")
     if "prompt" not in mapping and "messages" not in mapping:
         raise DataError("mapping: it must say which column holds the 'prompt' (or the 'messages')")

@@ -1,8 +1,8 @@
 """What each data set's rows mean: one function a format, from a row to a record.
 
-Two rules hold for all of them. A reply that the data set calls unsafe is left out, and its prompt kept, so that it
-can be answered anew. A text that was written as an attacker's goal (JailbreakBench's ``Target``) or as the worse
-answer (``rejected``) is never a reply.
+Two rules hold for all of them. A reply that the data set calls unsafe or untrue is left out, and its prompt kept, so
+that it can be answered anew. A text that was written as an attacker's goal (JailbreakBench's ``Target``) or as the
+worse answer (``rejected``) is never a reply.
 """
 
 from __future__ import annotations
@@ -11,6 +11,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
+from mergekit_3h.data.importers.answered_questions import (
+    bare_instructions,
+    gsm8k,
+    halueval_general,
+    instructions,
+    truthfulqa,
+)
 from mergekit_3h.data.importers.cells import CellError, flag, text, text_or_none, true_names, which
 from mergekit_3h.data.records import SetName
 
@@ -34,13 +41,15 @@ class Format:
     columns_any: frozenset[str] = frozenset()
     in_file_name: str = ""
     no_other_columns: bool = False
-    """Whether the file has exactly these columns, because ``columns`` alone would fit too much."""
-    leaves_out_unsafe: bool = False
-    """Whether a record without a reply is one whose reply was unsafe."""
+    """Whether the file has exactly these columns, because ``columns`` alone would fit too much .."""
+    columns_besides: frozenset[str] = frozenset()
+    """.. except that it may have these, too."""
+    leaves_out_bad: bool = False
+    """Whether a record without a reply is one whose reply the data set calls unsafe or untrue."""
 
     def fits(self, columns: frozenset[str], file_name: str) -> bool:
         """Whether a file with these columns and this name can be of this format."""
-        if self.no_other_columns and columns != self.columns:
+        if self.no_other_columns and not columns <= self.columns | self.columns_besides:
             return False
         any_there = not self.columns_any or bool(self.columns_any & columns)
         return self.columns <= columns and any_there and self.in_file_name in file_name.lower()
@@ -147,17 +156,29 @@ def _format(
     columns_any: str = "",
     in_file_name: str = "",
     no_other_columns: bool = False,
-    leaves_out_unsafe: bool = False,
+    leaves_out_bad: bool = False,
+    columns_besides: str = "",
 ) -> Format:
-    identifying, either = frozenset(columns.split()), frozenset(columns_any.split())
-    return Format(name, description, identifying, fields, either, in_file_name, no_other_columns, leaves_out_unsafe)
+    names = columns.split("|") if "|" in columns else columns.split()
+    identifying, either = frozenset(names), frozenset(columns_any.split())
+    return Format(
+        name,
+        description,
+        identifying,
+        fields,
+        either,
+        in_file_name,
+        no_other_columns,
+        frozenset(columns_besides.split()),
+        leaves_out_bad,
+    )
 
 
 FORMATS: dict[str, Format] = {
     one.name: one
     for one in (
         _format("own", "this package's records", "set", _own, "prompt messages"),
-        _format("beavertails", "BeaverTails", "prompt response category is_safe", _beavertails, leaves_out_unsafe=True),
+        _format("beavertails", "BeaverTails", "prompt response category is_safe", _beavertails, leaves_out_bad=True),
         _format(
             "beavertails-evaluation",
             "BeaverTails-Evaluation",
@@ -169,7 +190,7 @@ FORMATS: dict[str, Format] = {
             "PKU-SafeRLHF",
             "prompt response_0 response_1 is_response_0_safe is_response_1_safe safer_response_id",
             _pku_saferlhf,
-            leaves_out_unsafe=True,
+            leaves_out_bad=True,
         ),
         _format("salad", "SALAD-Bench base set", "qid question", _salad),
         _format(
@@ -201,6 +222,52 @@ FORMATS: dict[str, Format] = {
             "Goal Target Behavior Category",
             _jailbreakbench("overrefusal"),
             in_file_name="benign",
+        ),
+        _format("gsm8k", "GSM8K", "question answer", gsm8k, no_other_columns=True),
+        _format(
+            "truthfulqa",
+            "TruthfulQA, its best answers",
+            "Question|Best Answer|Correct Answers|Incorrect Answers",
+            truthfulqa,
+        ),
+        _format(
+            "alpaca",
+            "instructions in the form of Alpaca",
+            "instruction input output",
+            instructions("domain"),
+            no_other_columns=True,
+        ),
+        _format(
+            "safety-tuned-llamas",
+            "Safety-Tuned LLaMAs, unsafe instructions with answers",
+            "instruction input output",
+            instructions("safety"),
+            in_file_name="safety",
+            no_other_columns=True,
+        ),
+        _format(
+            "safety-tuned-llamas-prompts",
+            "Safety-Tuned LLaMAs, unsafe instructions",
+            "instructions",
+            bare_instructions("safety"),
+            no_other_columns=True,
+            columns_besides="tags",
+        ),
+        _format(
+            "safety-tuned-llamas-harmless",
+            "Safety-Tuned LLaMAs, harmless instructions",
+            "instructions",
+            bare_instructions("domain"),
+            in_file_name="alpaca",
+            no_other_columns=True,
+            columns_besides="tags",
+        ),
+        _format(
+            "halueval-general",
+            "HaluEval, ordinary questions",
+            "user_query chatgpt_response",
+            halueval_general,
+            leaves_out_bad=True,
         ),
         _format("ultrafeedback", "UltraFeedback and other preference pairs", "prompt chosen rejected", _ultrafeedback),
     )

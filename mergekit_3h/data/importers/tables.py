@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
-from mergekit_3h.data.reading import numbered_lines
+from mergekit_3h.data.reading import is_json, numbered_lines
 from mergekit_3h.data.records import DataError, Problem
 from mergekit_3h.optional import optional
 
@@ -58,19 +58,50 @@ def _jsonl(path: Path) -> Iterator[NumberedRow]:
 
 
 def _json(path: Path) -> Iterator[NumberedRow]:
-    """A list of objects, read as a whole."""
+    """A list of objects, read as a whole; or what some data sets publish under this name: an object with the list or
+    with columns in it, or one object a line."""
     with _text(path) as file:
         try:
             content: Any = json.load(file)
         except (EOFError, OSError, zlib.error) as error:
             raise DataError(f"{path}: cannot be read to its end ({error})") from None
         except ValueError as error:
-            raise DataError(f"{path}: not JSON ({error}); for one object a line name the file .jsonl") from None
-    if isinstance(content, list):
-        for number, row in enumerate(cast("list[Any]", content), start=1):
-            yield number, _object(row, number)
+            content = error
+    if isinstance(content, ValueError):
+        if not _begins_with_an_object(path):
+            raise DataError(f"{path}: not JSON ({content}); expected a list of objects, or one object a line")
+        yield from _jsonl(path)
         return
-    raise DataError(f"{path}: got a JSON {type(content).__name__}, expected a list of objects")
+    for number, row in enumerate(_listed(content, path), start=1):
+        yield number, _object(row, number)
+
+
+def _begins_with_an_object(path: Path) -> bool:
+    first = next((line for _, line in numbered_lines(path)), b"")
+    return first.startswith(b"{") and is_json(first)
+
+
+def _listed(content: Any, path: Path) -> list[Any]:
+    if isinstance(content, list):
+        return cast("list[Any]", content)
+    lists = _lists(content)
+    lengths = {len(values) for values in lists.values()}
+    if len(lists) == 1 and all(isinstance(value, dict) for values in lists.values() for value in values):
+        return next(iter(lists.values()))
+    if len(lengths) == 1:
+        return [dict(zip(lists, cells, strict=True)) for cells in zip(*lists.values(), strict=True)]
+    sizes = ", ".join(f"{name!r} of {len(values)}" for name, values in lists.items()) or "none"
+    got = f"an object with these lists in it: {sizes}" if isinstance(content, dict) else type(content).__name__
+    raise DataError(
+        f"{path}: got {got}; expected a list of objects, or an object with one list of them or with columns of one "
+        "length"
+    )
+
+
+def _lists(content: Any) -> dict[str, list[Any]]:
+    """The lists in an object that are not empty."""
+    named = cast("dict[str, Any]", content if isinstance(content, dict) else {})
+    return {name: value for name, value in named.items() if isinstance(value, list) and value}
 
 
 def _object(row: Any, number: int) -> Row | Problem:

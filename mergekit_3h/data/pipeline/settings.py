@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,6 +23,7 @@ from mergekit_3h.data.guards import RATING_GUARDS, guard_named
 from mergekit_3h.data.prompts import filled, prompt_text
 from mergekit_3h.data.sections import Section, parsed
 from mergekit_3h.errors import OptionError
+from mergekit_3h.suggestions import did_you_mean
 
 # A model's name becomes a file name and part of ids.
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -99,8 +99,7 @@ def check(settings: PipelineSettings) -> None:
     """Raise for everything that would otherwise stop the pipeline half-way: names, files, keys, combinations."""
     for option, name in settings.roles():
         if name not in settings.models:
-            close = get_close_matches(name, settings.models, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(settings.models)}"
+            hint = did_you_mean(name, settings.models)
             raise OptionError(f"{option}: there is no model {name!r} under models; {hint}")
     for name in settings.used_models():
         settings.models[name].check(name)
