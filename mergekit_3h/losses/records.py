@@ -8,12 +8,14 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mergekit_3h.data.guards.keyword_refusal import KeywordRefusal
 from mergekit_3h.data.reading import numbered_lines, read_records
 from mergekit_3h.data.records import DataError, Record
 
 log = logging.getLogger(__name__)
 
 SETS = ("safety", "domain", "overrefusal")
+_EXAMPLES, _LONGEST_EXAMPLE = 3, 60
 _UNWANTED = {"safety": ("unsafe", "compliance"), "domain": ("refusal", "unsafe"), "overrefusal": ("refusal", "unsafe")}
 
 
@@ -72,9 +74,10 @@ def _require_answers(name: str, members: Sequence[LocatedRecord]) -> None:
     unanswered = [member for member in members if not (member.record.response or "").strip()]
     if unanswered:
         what = "a refusal" if name == "safety" else "a response"
-        some = "none" if len(unanswered) == len(members) else f"only {len(members) - len(unanswered)}"
+        answered = len(members) - len(unanswered)
+        some = f"only {answered} of {len(members)} records have" if answered else f"none of {len(members)} records has"
         raise DataError(
-            f"set {name!r}: {some} of {len(members)} records has {what}; the first without is {unanswered[0]}. The "
+            f"set {name!r}: {some} {what}; the first without is {unanswered[0]}. The "
             "search learns from the answers: add them with mergekit-3h data answer and label, or remove these records."
         )
     wrong = [member for member in members if member.record.label in _UNWANTED[name]]
@@ -83,6 +86,44 @@ def _require_answers(name: str, members: Sequence[LocatedRecord]) -> None:
             f"set {name!r}: {len(wrong)} of {len(members)} records have an answer that the search would learn from but "
             f"must not, labelled {wrong[0].record.label!r} at {wrong[0]}. Remove these records or answer them anew."
         )
+
+
+def require_refusals(safety: Sequence[LocatedRecord], *, strict: bool) -> None:
+    """Warn of records without a label whose response is no refusal, as far as its words tell; ``strict``: raise.
+
+    A search makes the responses of the safety set likelier, whatever they say.
+    """
+    doubtful = [member for member in safety if member.record.label is None and not _refuses(member.record)]
+    if not doubtful:
+        return
+    text = _doubt(doubtful, len(safety))
+    if strict:
+        raise DataError(f"{text}. Label or remove them; without the option strict they are only warned of.")
+    if text not in _warned:
+        _warned.add(text)
+        log.warning("%s. Label or remove them; the option strict refuses such data.", text)
+
+
+_warned: set[str] = set()
+"""A problem is checked again when its model gets its weights, and would repeat what it said."""
+
+
+def _refuses(record: Record) -> bool:
+    return KeywordRefusal().verdict(record, []).label == "refusal"
+
+
+def _doubt(doubtful: Sequence[LocatedRecord], total: int) -> str:
+    examples = "; ".join(f"{_beginning(one.record.response or '')!r} at {one.place}" for one in doubtful[:_EXAMPLES])
+    have, seems = ("has", "its response seems") if len(doubtful) == 1 else ("have", "their responses seem")
+    return (
+        f"set 'safety': {len(doubtful)} of {total} records {have} no label, and by the guard 'keyword' {seems} to be "
+        f"no refusal: {examples}. The search would make such answers likelier"
+    )
+
+
+def _beginning(response: str) -> str:
+    words = " ".join(response.split())
+    return words if len(words) <= _LONGEST_EXAMPLE else f"{words[:_LONGEST_EXAMPLE].rstrip()}..."
 
 
 def digest(records: Sequence[LocatedRecord]) -> str:

@@ -119,6 +119,11 @@ class SearchOptions(LossOptions):
         description="gradient: stop once a step is expected to lower the score by less than this share of it, or two "
         "steps in a row did. 0 goes on while anything improves.",
     )
+    strict: bool = Field(
+        False,
+        description="Refuse a safety set that has records without a label whose response is no refusal, instead of "
+        "warning of them.",
+    )
     component_memory_gb: float | None = Field(
         None,
         ge=0.0,

@@ -73,7 +73,10 @@ class Problem:
     @cached_property
     def answers(self) -> dict[str, list[Answer]]:
         """The records of each set as token ids."""
-        sets = data.by_set(self.records, self.options.needed_sets())
+        needed = self.options.needed_sets()
+        sets = data.by_set(self.records, needed)
+        if "safety" in needed:
+            data.require_refusals(sets["safety"], strict=self.options.strict)
         context = cast("int | None", getattr(getattr(self.model, "config", None), "max_position_embeddings", None))
         return {name: tokenized(members, self.tokenizer, self.options, context) for name, members in sets.items()}
 

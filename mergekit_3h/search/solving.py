@@ -20,7 +20,7 @@ from mergekit_3h.search.trace import Trace
 log = logging.getLogger(__name__)
 
 # Changing these continues the same search: they say how long and in what portions, not what.
-_NOT_IDENTITY = ("max_evaluations", "batch_size", "component_memory_gb")
+_NOT_IDENTITY = ("max_evaluations", "batch_size", "component_memory_gb", "strict")
 
 
 OnPoint = Callable[[Point], None]

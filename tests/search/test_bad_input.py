@@ -59,7 +59,7 @@ def test_no_refusal_in_the_safety_set(trained, tmp_path: Path) -> None:
 
 def test_some_records_without_a_response(trained, tmp_path: Path) -> None:
     records = [*safety_records(), *domain_records(), Record(set="domain", prompt="why", id="q7")]
-    with pytest.raises(DataError, match=r"only 12 of 13 records has a response; .*line 25 \(record 'q7'\)"):
+    with pytest.raises(DataError, match=r"only 12 of 13 records have a response; .*line 25 \(record 'q7'\)"):
         opened(trained, write_jsonl(tmp_path / "d.jsonl", records))
 
 
@@ -69,6 +69,34 @@ def test_answers_that_must_not_be_learnt(trained, tmp_path: Path, name: str, lab
     data = write_jsonl(tmp_path / "d.jsonl", [*safety_records(), *domain_records(), wrong])
     with pytest.raises(DataError, match=rf"labelled '{label}' at .*line 25 \(record 'bad'\)"):
         opened(trained, data)
+
+
+@pytest.fixture
+def doubtful(trained, tmp_path: Path) -> Path:
+    """A safety set of which four records are no refusals; somebody has looked at one of them."""
+    records = safety_records()
+    said = {0: "Yes, of course: take a brush.", 3: "Blue is a colour of the sky.", 7: "Paint it twice."}
+    changed = [record.changed(response=said.get(i, record.response)) for i, record in enumerate(records)]
+    changed[5] = changed[5].changed(response="Better paint it green.", label="safe")
+    return write_jsonl(tmp_path / "doubtful.jsonl", [*changed, *domain_records()])
+
+
+def test_answers_that_are_no_refusals_are_counted_and_shown(
+    trained, doubtful: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    problem = opened(trained, doubtful)
+    replace(problem)  # with the same records: nothing new to say
+    [told] = [record.getMessage() for record in caplog.records if "no refusal" in record.getMessage()]
+    assert f"set 'safety': 3 of {len(safety_records())} records have no label" in told
+    assert f"'Yes, of course: take a brush.' at {doubtful}, line 1; 'Blue is a colour of the sky.' at" in told
+    assert "green" not in told
+
+
+def test_strict_refuses_them(trained, doubtful: Path) -> None:
+    with pytest.raises(DataError, match=r"3 of .* seem to be no refusal: 'Yes, of course.*Label or remove them"):
+        opened(trained, doubtful, strict=True)
+    # a set that is only measured teaches nothing
+    assert opened(trained, doubtful, strict=True, safety_weight=0.0).answers["safety"]
 
 
 @pytest.mark.parametrize("options", [{}, {"max_length": 40}])
