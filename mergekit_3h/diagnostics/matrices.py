@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -148,13 +149,15 @@ def ranks_used(tasks: TaskMatrices, plan: Plan, spectra: Sequence[Spectrum], set
 def _spectrum(
     tasks: TaskMatrices, i: int, plan: Plan, spectrum: Spectrum, rank: int, over_counted: float
 ) -> SpectrumMeasures:
-    edge, values = plan.rules[i].noise_edge, spectrum.values
+    edge, values, toll = plan.rules[i].noise_edge, spectrum.values, plan.tolls[i]
     return SpectrumMeasures(
         rank=rank,
         alpha=plan.alphas[i],
         outlier_mass=outlier_mass(tasks, i),
         noise_edge=edge,
         above_edge=energy_above(values, edge),
+        unrounded_norm=math.sqrt(toll.update_square),
+        rounding_distance=toll.distance,
         effective_rank=effective_rank(values),
         energy={k: energy_share(values, k) for k in ENERGIES if k <= tasks.columns},
         over_counting=over_counted,

@@ -113,6 +113,14 @@ MEASURES = (
         ".0%",
     ),
     Measure(
+        "rounding_distance",
+        "rounded",
+        "how far rounding moved the update, over its size before",
+        "expert",
+        _spectra(lambda s: s.rounding_distance),
+        ".0%",
+    ),
+    Measure(
         "alpha", "alpha", "R-TSVM's outlier weight, Eq. 8", "expert", _spectra(lambda s: s.alpha), ".2f", in_table=False
     ),
     Measure("omega", "Omega", "sparsity of the updates, Eq. 9", "tensor", _matrix(lambda m: m.omega), ".2f"),

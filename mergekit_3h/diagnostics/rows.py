@@ -26,6 +26,10 @@ class SpectrumMeasures(_Line):
     noise_edge: float
     above_edge: float
     """Share of the squared singular values over the edge."""
+    unrounded_norm: float
+    """|D_i| before the checkpoint was rounded, as the kernel estimates it .."""
+    rounding_distance: float
+    """.. and how far rounding moved the update, relative to that."""
     effective_rank: float
     energy: dict[int, float]
     """Share of the squared singular values in the largest 1, 8, 64."""

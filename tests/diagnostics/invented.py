@@ -73,6 +73,8 @@ def _spectrum(rng: random.Random, size: float) -> SpectrumMeasures:
         outlier_mass=3.0,
         noise_edge=0.02 * size,
         above_edge=rng.uniform(0.6, 1),
+        unrounded_norm=size,
+        rounding_distance=rng.uniform(0, 0.4),
         effective_rank=SIDE * rng.random() / 2,
         energy={1: 0.1, 8: 0.3, 64: 0.6},
         over_counting=1 + rng.random(),

@@ -53,7 +53,7 @@ def test_names_cannot_break_out_of_the_page() -> None:
 
 def test_heat_maps_are_pictures(tmp_path: Path) -> None:
     files = draw_heat_maps(invented_inspection(layers=4, experts=2), tmp_path / "heat_maps")
-    assert len(files) == 14 and {file.name for file in files} >= {"relative_size.png", "omega.png", "overlap.png"}
+    assert len(files) == 15 and {file.name for file in files} >= {"relative_size.png", "omega.png", "overlap.png"}
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in files)
 
 

@@ -3,54 +3,70 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import hypot
 
 from mergekit_3h.diagnostics.conclusions.inspection import Conclusion, Inspection
 
 QUESTION = "Can a merge still see the updates under the rounding?"
 
 HIDDEN = 0.5
-"""Share of the update's energy that must stand out of the noise, and of the weights that must have changed. A
+"""Share of the update's energy that must stand out of the noise, and of its size that rounding may move it by. A
 heuristic."""
 
 _BASIS = (
-    "unchanged weights are counted; the edge is the largest singular value that rounding alone explains. What a merge "
-    "loses by it depends on the experts: little was seen for LoRA experts with the noise floor on"
+    "unchanged weights are counted; the distance is estimated from weights small enough to show the update, the edge "
+    "is the largest singular value that rounding alone explains. What a merge loses by it depends on the experts, and "
+    "was not validated"
 )
 
 
 def does_rounding_hide_updates(inspection: Inspection) -> list[Conclusion]:
-    rounded = {i: name for i, name in enumerate(inspection.experts) if _is_rounded(inspection, i)}
+    rounded = {i: name for i, name in enumerate(inspection.experts) if rounding_distance(inspection, i) > 0}
     if not rounded:
         text = "Yes: no expert was rounded to 16 bits."
         return [Conclusion("not-rounded", QUESTION, "fine", text, basis=_BASIS)]
-    found = list(_hidden(inspection, rounded))
-    if found:
-        return found
+    return list(_hidden(inspection, rounded)) or [_visible(inspection, rounded)]
+
+
+def _visible(inspection: Inspection, rounded: dict[int, str]) -> Conclusion:
     told = [
-        f"{name} {energy_above_edge(inspection, i):.0%}, {unchanged_weights(inspection, i):.0%}"
+        f"{name} {rounding_distance(inspection, i):.0%}, {energy_above_edge(inspection, i):.0%}, "
+        f"{unchanged_weights(inspection, i):.0%}"
         for i, name in rounded.items()
     ]
-    text = f"Yes. Energy of the update above the rounding edge, and weights left unchanged: {'; '.join(told)}."
-    return [Conclusion("visible", QUESTION, "fine", text, basis=_BASIS)]
+    text = (
+        "Yes. How far rounding moved the update, relative to its size; its energy above the rounding edge; weights "
+        f"left unchanged: {'; '.join(told)}."
+    )
+    return Conclusion("visible", QUESTION, "fine", text, basis=_BASIS)
 
 
 def _hidden(inspection: Inspection, rounded: dict[int, str]) -> Iterator[Conclusion]:
     for i, name in rounded.items():
-        above, unchanged = energy_above_edge(inspection, i), unchanged_weights(inspection, i)
-        if (above >= HIDDEN and unchanged <= HIDDEN) or _is_empty(inspection, i):
+        distance, above = rounding_distance(inspection, i), energy_above_edge(inspection, i)
+        if distance <= HIDDEN and above >= HIDDEN:
             continue
+        unchanged = unchanged_weights(inspection, i)
         yield Conclusion(
             "rounding-hides-update",
             QUESTION,
             "warning",
-            f"Only in part: {name} has {above:.0%} of its update's energy above the rounding edge, and "
-            f"{unchanged:.0%} of its weights are the base's own.",
+            f"Only in part: rounding moved the update of {name} by {distance:.0%} of its size, {above:.0%} of its "
+            f"energy is above the rounding edge, and {unchanged:.0%} of the weights are the base's own.",
             advice=f"Merge {name} from float32 weights, or from its adapter, if you have them: what rounding took "
             "cannot be found in these files. noise_floor: auto keeps the noise out of the decorrelation.",
             basis=_BASIS,
-            numbers={"above_edge": above, "unchanged": unchanged},
+            numbers={"distance": distance, "above_edge": above, "unchanged": unchanged},
             options={"noise_floor": "auto"} if inspection.settings.noise_floor == "off" else {},
         )
+
+
+def rounding_distance(inspection: Inspection, i: int) -> float:
+    """How far rounding moved the update of all matrices together, relative to its size before."""
+    spectra = [row.experts[i].spectrum for row in inspection.matrices]
+    size = hypot(*(spectrum.unrounded_norm for spectrum in spectra if spectrum))
+    moved = hypot(*(spectrum.rounding_distance * spectrum.unrounded_norm for spectrum in spectra if spectrum))
+    return moved / size if size > 0 else 0.0
 
 
 def energy_above_edge(inspection: Inspection, i: int) -> float:
@@ -63,15 +79,3 @@ def energy_above_edge(inspection: Inspection, i: int) -> float:
 def unchanged_weights(inspection: Inspection, i: int) -> float:
     total = sum(row.entries for row in inspection.measured)
     return sum(row.entries * row.experts[i].unchanged for row in inspection.measured) / total if total else 0.0
-
-
-def _is_rounded(inspection: Inspection, i: int) -> bool:
-    """Whether an edge was found anywhere, whatever the files' dtype; with the floor off, by the dtype alone."""
-    edges = (row.experts[i].spectrum for row in inspection.matrices)
-    if inspection.settings.noise_floor == "auto":
-        return any(spectrum is not None and spectrum.noise_edge > 0 for spectrum in edges)
-    return any(row.dtypes[i + 1] in ("bfloat16", "float16") for row in inspection.matrices)
-
-
-def _is_empty(inspection: Inspection, i: int) -> bool:
-    return all(row.experts[i].norm == 0 for row in inspection.measured)
