@@ -13,7 +13,6 @@ they are in the harmless lessons, and on held-out ones it shows what refusing co
 
 from __future__ import annotations
 
-import json
 import random
 import re
 import sys
@@ -81,6 +80,7 @@ def require_files(folder: Path) -> None:
 
 
 def _helpful(folder: Path) -> Parts:
+    """With the marks for a calculator, as published: a form to learn, so that few lessons show."""
     columns = {"prompt": "question", "response": "answer"}
     train, held_out = (
         list(Import(folder / name, mapping=columns, set_name="domain", source="gsm8k"))
@@ -92,9 +92,8 @@ def _helpful(folder: Path) -> Parts:
 
 def _honest(folder: Path) -> Parts:
     """Categories go whole, the largest first, to the part that lacks most."""
-    columns = {"prompt": "Question", "response": "Best Answer", "category": "Category"}
     by_category: defaultdict[str, list[Record]] = defaultdict(list)
-    records = list(Import(folder / "TruthfulQA.csv", mapping=columns, set_name="domain", source="truthfulqa"))
+    records = list(Import(folder / "TruthfulQA.csv", format="truthfulqa"))
     for record in records:
         by_category[record.category or ""].append(record)
     parts: Parts = {part: [] for part in SHARES}
@@ -106,24 +105,18 @@ def _honest(folder: Path) -> Parts:
 
 def _harmless(folder: Path) -> Parts:
     """Only what was refused: half of the file's replies comply in part, and would teach that."""
-    columns = {"prompt": "instruction", "response": "output"}
-    name = "safety_only_data_Instructions.json"
-    records = list(Import(folder / name, mapping=columns, set_name="safety", source="safety-tuned-llamas"))
+    records = Import(folder / "safety_only_data_Instructions.json", format="safety-tuned-llamas")
     return split([record for record in records if is_refusal(record)], SHARES, near_duplicates=NEAR_DUPLICATES)
 
 
 def _everyday(folder: Path) -> list[Record]:
-    columns = {"prompt": "user_query", "response": "chatgpt_response"}
-    return list(
-        Import(folder / "halueval_general_no.jsonl", mapping=columns, set_name="overrefusal", source="halueval")
-    )
+    return list(Import(folder / "halueval_general_no.jsonl", format="halueval-general"))
 
 
 def safe_prompts(folder: Path) -> list[Record]:
     """Prompts without answers that a good model does not refuse."""
-    harmless = [record for record in Import(folder / "xstest_prompts.csv") if record.set == "overrefusal"]
-    instructions = json.loads((folder / "I-Alpaca.json").read_text())["instructions"]
-    return harmless + [Record(prompt=text, set="overrefusal", source="i-alpaca") for text in instructions]
+    look_alikes = [record for record in Import(folder / "xstest_prompts.csv") if record.set == "overrefusal"]
+    return look_alikes + list(Import(folder / "I-Alpaca.json", set_name="overrefusal", source="i-alpaca"))
 
 
 def answered(prompts: Iterable[Record], replies: Iterable[str]) -> list[Record]:

@@ -46,10 +46,12 @@ def public(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i, text in enumerate(sentences[120:220]):
             table.writerow(["Adversarial", f"kind {i % 12}", f"{text}?", f"No {text}", "", f"Yes {text}; So it is", ""])
     refused = [
-        {"instruction": f"Give me {text}", "output": "I'm sorry, but I cannot help with that."}
+        {"instruction": f"Give me {text}", "input": "", "output": "I'm sorry, but I cannot help with that."}
         for text in sentences[220:300]
     ]
-    complied = [{"instruction": f"Show {text}", "output": f"Here is {text}."} for text in sentences[300:320]]
+    complied = [
+        {"instruction": f"Show {text}", "input": "", "output": f"Here is {text}."} for text in sentences[300:320]
+    ]
     (folder / "safety_only_data_Instructions.json").write_text(json.dumps(refused + complied))
     (folder / "I-Alpaca.json").write_text(json.dumps({"instructions": sentences[320:330]}))
     with (folder / "xstest_prompts.csv").open("w", newline="") as file:

@@ -1,0 +1,127 @@
+"""One set of experts: every way to merge them, tuned on validation, measured on test, written down at once."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from measures import Exam, Losses, gain_kept
+from merging import Row, State, become, surviving, tuned, weights_of
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Case:
+    """Which experts: their kind, the seed of their training, the dtype of their checkpoints."""
+
+    experts: str
+    seed: int
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"{self.experts}, seed {self.seed}, {self.dtype}"
+
+
+class Results:
+    """Lines of JSON, one an experiment. What is there already is not done again."""
+
+    def __init__(self, path: Path, questions: Sequence[int]) -> None:
+        """``questions`` are those of a dimension in validation and test; other numbers do not belong into one file."""
+        self.path, self._questions = path, list(questions)
+        self.lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        for line in self.lines:
+            if line["questions"] != self._questions:
+                sys.exit(
+                    f"--results {path}: it was measured on {line['questions']} questions for validation and test, now "
+                    f"there are {self._questions}. Give the same --questions, or another file."
+                )
+
+    def has(self, case: Case, label: str) -> bool:
+        return any(line["row"] == label and all(line[k] == v for k, v in vars(case).items()) for line in self.lines)
+
+    def add(self, line: dict[str, Any]) -> None:
+        self.lines.append({**line, "questions": self._questions})
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a") as file:
+            file.write(json.dumps(self.lines[-1]) + "\n")
+
+
+class Experiment:
+    """A base and its experts, opened when they are needed.
+
+    Whatever the experts are stored in, a merge is measured as a bfloat16 model, which is what would be published: two
+    cases that differ in ``dtype`` differ in the rounding of the experts alone.
+    """
+
+    def __init__(
+        self, case: Case, base: Path, experts: Mapping[str, Path], exams: Mapping[str, Exam], model: nn.Module
+    ) -> None:
+        self.case = case
+        self._exams, self._model = exams, model
+        self._base_folder, self._expert_folders = base, experts
+
+    @cached_property
+    def _base(self) -> State:
+        return weights_of(self._base_folder, self._model)
+
+    @cached_property
+    def _experts(self) -> dict[str, State]:
+        return {name: weights_of(folder, self._model) for name, folder in self._expert_folders.items()}
+
+    @cached_property
+    def _references(self) -> dict[str, dict[str, Losses]]:
+        """The losses of the base and of every expert, by part."""
+        found: dict[str, dict[str, Losses]] = {}
+        for label, state in {"base": self._base, **self._experts}.items():
+            become(self._model, state)
+            found[label] = {part: exam.take(self._model) for part, exam in self._exams.items()}
+        return found
+
+    def _kept(self, losses: Losses, part: str) -> dict[str, float]:
+        own = {name: self._references[name][part] for name in self._experts}
+        return gain_kept(losses, self._references["base"][part], own)
+
+    def run(self, rows: list[Row], trials: int, results: Results, say: Callable[[str], None]) -> None:
+        """What is missing among base, experts and rows."""
+        for label, name in {"base": "base", **{f"expert: {name}": name for name in self._expert_folders}}.items():
+            if not results.has(self.case, label):
+                results.add(self._line(label, self._references[name]["test"]))
+        for row in rows:
+            if not results.has(self.case, row.label):
+                line = self.merged(row, trials)
+                results.add(line)
+                say(f"{self.case}: {row.label} keeps {mean(line['kept'].values()):.3f} at scale {line['scale']:.2f}")
+
+    @torch.no_grad()
+    def merged(self, row: Row, trials: int) -> dict[str, Any]:
+        """A line for one way to merge."""
+        started = time.perf_counter()
+        update = row.update(self._base, self._experts)
+        seconds = time.perf_counter() - started
+
+        def losses(scale: float, part: str) -> Losses:
+            become(self._model, self._base, update, scale)
+            return self._exams[part].take(self._model)
+
+        tried = tuned(lambda scale: mean(self._kept(losses(scale, "validation"), "validation").values()), trials)
+        best = max(tried, key=tried.__getitem__)
+        return {
+            **self._line(row.label, losses(best, "test")),
+            "method": row.method,
+            "options": row.options,
+            "scale": best,
+            "tried": [[scale, round(kept, 4)] for scale, kept in tried.items()],
+            "surviving": surviving(self._base, self._experts, update),
+            "merge_seconds": round(seconds, 1),
+        }
+
+    def _line(self, label: str, losses: Losses) -> dict[str, Any]:
+        return {"row": label, **vars(self.case), "kept": self._kept(losses, "test"), "losses": losses}
