@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from difflib import get_close_matches
 from typing import Any, Literal
 
 Severity = Literal["error", "warning", "note"]
@@ -13,7 +12,7 @@ Rule = Literal[
     "unknown-method", "autoload-off", "unknown-option", "no-effect", "bad-value", "missing-option",
     "list-of-strings", "fractional-gradient", "empty-list", "unreachable-filter", "dead-filter",
     "dtype", "no-base", "base-forbidden", "base-not-in-slice", "no-experts", "inputs", "layer-range",
-    "tokenizer-base", "chat-template",
+    "tokenizer-base", "tokenizer-source", "chat-template",
     "missing-model", "missing-adapter", "offline", "download", "relative-path", "lora-cache", "adapter-as-model",
     "weight-files", "model-config", "remote-code", "file-as-folder", "folder-as-file",
     "architecture", "layer-count", "model-settings",
@@ -45,12 +44,6 @@ class Finding:
         place = f"{self.where}: " if self.where else ""
         advice = f"; {self.advice}" if self.advice else ""
         return f"{place}{self.message}{advice}"
-
-
-def did_you_mean(name: str, known: list[str], otherwise: str = "") -> str:
-    """Advice that names the closest of ``known``, or ``otherwise``."""
-    close = get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"did you mean {close[0]!r}?" if close else otherwise
 
 
 def shortened(names: list[str], limit: int = 3) -> str:

@@ -31,7 +31,7 @@ from mergekit_3h.checkpoints.headers import Checkpoint
 from mergekit_3h.checkpoints.loading import layer_number
 from mergekit_3h.lint.findings import Finding
 from mergekit_3h.lint.models import NamedModel
-from mergekit_3h.lint.planned import PlannedInput, PlannedTensor, tensors_of_files
+from mergekit_3h.lint.planned import PlannedInput, PlannedTensor, ResolvedTensor, tensors_of_files
 
 __all__ = [
     "BasePolicy",
@@ -44,7 +44,7 @@ __all__ = [
     "builtin_templates",
     "methods_by_name",
     "planned_tensors",
-    "planner_findings",
+    "resolved_tensors",
     "save_tasks",
 ]
 Config = MergeConfiguration | RawPyTorchMergeConfig
@@ -73,11 +73,20 @@ def planned_tensors(config: Any, models: list[NamedModel]) -> tuple[list[Planned
     return [_planned(task, models) for task in plan], findings
 
 
-def planner_findings(config: Any, models: list[NamedModel]) -> list[Finding]:
-    """What mergekit's planner says of the config as it stands; it stops at its first problem."""
+def resolved_tensors(config: Any, models: list[NamedModel]) -> tuple[list[ResolvedTensor], list[Finding]]:
+    """The config as it stands, planned with all of its options; or what the planner stops at first."""
     if not isinstance(config, MergeConfiguration):
-        return []
-    return _run_planner(config.model_dump(mode="json"), models)[1]
+        return [], []
+    tasks, findings = _run_planner(config.model_dump(mode="json"), models)
+    merges: list[Any] = [task.tensor_task for task in tasks]
+    return [
+        ResolvedTensor(
+            merge.output_weight.name,
+            dict(merge.parameters.items()),
+            {str(model): dict(values.items()) for model, values in merge.input_parameters.items()},
+        )
+        for merge in merges
+    ], findings
 
 
 def save_tasks(config: MergeConfiguration, options: MergeOptions) -> list[SaveTensor]:

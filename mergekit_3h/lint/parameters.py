@@ -6,13 +6,16 @@ Nothing here touches the disk, so merge methods call it themselves when a merge 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from mergekit_3h.errors import ThreeHError
-from mergekit_3h.lint.findings import Finding, did_you_mean
+from mergekit_3h.lint.findings import Finding
 from mergekit_3h.lint.places import Group, Place, parameter_groups, parameter_places
+from mergekit_3h.lint.ranges import meaningless
+from mergekit_3h.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from mergekit_3h.lint.host_plan import Config, MergeMethodSpec, ParameterSpec
@@ -37,7 +40,7 @@ def unknown_parameters(config: Config, spec: MergeMethodSpec) -> list[Finding]:
             "unknown-option",
             f"{spec.name} has no option {name!r}, mergekit would ignore it",
             where=f"{place.where}.{name}",
-            advice=did_you_mean(name, known) or _who_has_it(name, spec.name, known),
+            advice=did_you_mean(name, known, "") or _who_has_it(name, spec.name, known),
             model=place.model,
         )
         for place in parameter_places(config)
@@ -82,36 +85,60 @@ def _reasons_without_effect(place: Place, name: str, parameter: ParameterSpec) -
         yield (f"{name!r} does not apply to the base model {place.model}", "remove it here")
 
 
+@dataclass(frozen=True)
+class _Option:
+    """An option of one method, and what it says to a value."""
+
+    method: str
+    declared: ParameterSpec
+
+    @property
+    def name(self) -> str:
+        return self.declared.name
+
+    def rejection(self, value: Any) -> str:
+        """Why the option cannot have this value; empty if it can."""
+        try:
+            return meaningless(self.method, self.name, self.declared.validate(value))
+        except ThreeHError as error:
+            return str(error)
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"]
+            return f"{self.name}: got {value!r}, {reason[0].lower()}{reason[1:]}"
+        except (ValueError, TypeError) as error:
+            return f"{self.name}: got {value!r}, {error}"
+
+
 def value_problems(config: Config, spec: MergeMethodSpec) -> list[Finding]:
     """Every literal, value under a filter and end of a gradient that its option cannot have."""
     return [
         finding
         for place, name, parameter in _known_settings(config, spec)
-        for finding in _setting_problems(place.parameters[name], parameter, f"{place.where}.{name}", place.model)
+        for finding in _setting_problems(
+            place.parameters[name], _Option(spec.name, parameter), f"{place.where}.{name}", place.model
+        )
     ]
 
 
-def _setting_problems(setting: Any, parameter: ParameterSpec, where: str, model: str | None) -> Iterator[Finding]:
+def _setting_problems(setting: Any, option: _Option, where: str, model: str | None) -> Iterator[Finding]:
     if _is_conditional(setting):
-        yield from _setting_problems(setting.value, parameter, f"{where}.value", model)
+        yield from _setting_problems(setting.value, option, f"{where}.value", model)
     elif not isinstance(setting, list):
-        reason = _rejection(setting, parameter)
+        reason = option.rejection(setting)
         if reason:
             yield Finding("error", "bad-value", reason, where=where, model=model)
     elif not setting:
-        message = f"an empty list sets nothing, {parameter.name!r} keeps its outer value or default"
+        message = f"an empty list sets nothing, {option.name!r} keeps its outer value or default"
         yield Finding("warning", "empty-list", message, where=where, model=model)
     elif all(_is_conditional(entry) for entry in setting):
-        yield from _conditional_problems(setting, parameter, where, model)
+        yield from _conditional_problems(setting, option, where, model)
     else:
-        yield from _gradient_problems(setting, parameter, where, model)
+        yield from _gradient_problems(setting, option, where, model)
 
 
-def _conditional_problems(
-    entries: list[Any], parameter: ParameterSpec, where: str, model: str | None
-) -> Iterator[Finding]:
+def _conditional_problems(entries: list[Any], option: _Option, where: str, model: str | None) -> Iterator[Finding]:
     for index, entry in enumerate(entries):
-        yield from _setting_problems(entry, parameter, f"{where}[{index}]", model)
+        yield from _setting_problems(entry, option, f"{where}[{index}]", model)
     catch_all = next((i for i, entry in enumerate(entries) if entry.filter in (None, "*")), None)
     if catch_all is not None and catch_all + 1 < len(entries):
         yield Finding(
@@ -124,16 +151,16 @@ def _conditional_problems(
         )
 
 
-def _gradient_problems(ends: list[Any], parameter: ParameterSpec, where: str, model: str | None) -> Iterator[Finding]:
+def _gradient_problems(ends: list[Any], option: _Option, where: str, model: str | None) -> Iterator[Finding]:
     problems = [
         finding
         for index, end in enumerate(ends)
-        for finding in _setting_problems(end, parameter, f"{where}[{index}]", model)
+        for finding in _setting_problems(end, option, f"{where}[{index}]", model)
     ]
     yield from problems
     if problems:
         return
-    values = [parameter.validate(end) for end in ends]
+    values = [option.declared.validate(end) for end in ends]
     if all(isinstance(value, str) for value in values):
         yield Finding(
             "warning",
@@ -143,11 +170,11 @@ def _gradient_problems(ends: list[Any], parameter: ParameterSpec, where: str, mo
             advice="write several values as one string if all layers should have them all",
             model=model,
         )
-    elif all(type(value) is int for value in values) and len(set(values)) > 1 and _rejection(0.5, parameter):
+    elif all(type(value) is int for value in values) and len(set(values)) > 1 and option.rejection(0.5):
         yield Finding(
             "warning",
             "fractional-gradient",
-            f"{parameter.name!r} takes whole numbers, between the ends {ends} a layer gets a fraction",
+            f"{option.name!r} takes whole numbers, between the ends {ends} a layer gets a fraction",
             where=where,
             advice="mergekit stops at the first such layer; set it per slice instead",
             model=model,
@@ -198,20 +225,6 @@ def _known_settings(config: Config, spec: MergeMethodSpec) -> Iterator[tuple[Pla
         for name in place.parameters:
             if name in declared:
                 yield place, name, declared[name]
-
-
-def _rejection(value: Any, parameter: ParameterSpec) -> str:
-    """Why the option cannot have this value; empty if it can."""
-    try:
-        parameter.validate(value)
-    except ThreeHError as error:
-        return str(error)
-    except ValidationError as error:
-        reason = error.errors()[0]["msg"]
-        return f"{parameter.name}: got {value!r}, {reason[0].lower()}{reason[1:]}"
-    except (ValueError, TypeError) as error:
-        return f"{parameter.name}: got {value!r}, {error}"
-    return ""
 
 
 def _is_conditional(setting: Any) -> bool:

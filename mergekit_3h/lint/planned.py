@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from mergekit_3h.checkpoints.headers import StoredTensor
 from mergekit_3h.lint.models import NamedModel
@@ -39,6 +40,15 @@ class PlannedTensor:
     @property
     def shape(self) -> tuple[int, ...]:
         return next((given.stored.shape for given in self.inputs if given.stored), ())
+
+
+@dataclass(frozen=True)
+class ResolvedTensor:
+    """One tensor of the result with the value that each option has for it, after filters, gradients and defaults."""
+
+    name: str
+    shared: dict[str, Any]
+    of_models: dict[str, dict[str, Any]]
 
 
 def source_tensors(plan: list[PlannedTensor], models: list[NamedModel]) -> list[PlannedTensor]:

@@ -11,10 +11,11 @@ from mergekit_3h.errors import ModelError
 from mergekit_3h.lint.architectures import architecture_findings
 from mergekit_3h.lint.estimate import Estimate, estimate_merge
 from mergekit_3h.lint.findings import SEVERITIES, Finding, Severity
-from mergekit_3h.lint.host_plan import planned_tensors, planner_findings
+from mergekit_3h.lint.host_plan import planned_tensors, resolved_tensors
 from mergekit_3h.lint.models import NamedModel, model_findings, named_models, twin_findings
 from mergekit_3h.lint.parameters import parameter_findings
 from mergekit_3h.lint.planned import PlannedTensor
+from mergekit_3h.lint.ranges import resolved_findings
 from mergekit_3h.lint.source import Document, document_of, read_documents
 from mergekit_3h.lint.structure import find_method, structure_findings
 from mergekit_3h.lint.tensors import tensor_findings
@@ -94,7 +95,8 @@ def _examine_document(
     findings += problems
     findings += tensor_findings(config, plan, models)
     if not any(finding.severity == "error" for finding in findings):
-        findings += planner_findings(config, models)
+        resolved, problems = resolved_tensors(config, models)
+        findings += [*problems, *resolved_findings(config.merge_method, resolved)]
     return findings, plan, models
 
 

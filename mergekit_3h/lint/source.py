@@ -11,7 +11,8 @@ from typing import Any, Literal, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from mergekit_3h.lint.findings import Finding, did_you_mean
+from mergekit_3h.lint.findings import Finding
+from mergekit_3h.suggestions import did_you_mean
 
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 
@@ -71,7 +72,7 @@ def _document(content: Any, node: yaml.Node) -> Document:
         message = "this is a config of mergekit-moe, which does not merge weights"
         document.findings.append(Finding("error", "other-tool", message, where="experts"))
         return document
-    _parse(document)
+    _parse(document, _aliased_keys(node))
     return document
 
 
@@ -85,10 +86,13 @@ def _is_raw(content: dict[str, Any]) -> bool:
     )
 
 
-def _parse(document: Document) -> None:
+def _parse(document: Document, aliased: set[str]) -> None:
     from mergekit_3h.lint.host_plan import MergeConfiguration, RawPyTorchMergeConfig
 
     Model = RawPyTorchMergeConfig if document.kind == "pytorch" else MergeConfiguration
+    for key in set(document.raw) - set(Model.model_fields):
+        if str(key).startswith("x-") or (key in aliased and not did_you_mean(key, Model.model_fields, "")):
+            del document.raw[key]  # a block that only holds what aliases repeat
     document.findings += _unknown_keys(document.raw, Model, "", str(document.raw.get("merge_method", "")))
     try:
         document.config = Model.model_validate(document.raw)
@@ -150,7 +154,7 @@ def _key_advice(key: str, known: list[str], method: str) -> str:
     options = {parameter.name for parameter in known_method.spec.parameters} if known_method else set()
     if key in options and "parameters" in known:
         return "options of the merge method stand under parameters:"
-    return did_you_mean(key, known, otherwise=f"known here: {', '.join(known)}")
+    return did_you_mean(key, known, f"known here: {', '.join(known)}")
 
 
 def _nested(annotation: Any, value: Any, where: str) -> Iterator[tuple[type[BaseModel], dict[str, Any], str]]:
@@ -170,6 +174,24 @@ def _nested(annotation: Any, value: Any, where: str) -> Iterator[tuple[type[Base
         if sum(isinstance(part, type) and issubclass(part, BaseModel) for part in models) <= 1:
             for part in models:
                 yield from _nested(part, value, where)
+
+
+def _aliased_keys(root: yaml.Node) -> set[str]:
+    """The outermost keys with something in them that an alias repeats under another, as ``common: &common``."""
+    if not isinstance(root, yaml.MappingNode):
+        return set()
+    inside = {str(key.value): {id(node) for node in _nodes(value)} for key, value in root.value}
+    return {key for key, own in inside.items() if any(own & other for k, other in inside.items() if k != key)}
+
+
+def _nodes(node: yaml.Node, depth: int = 0) -> Iterator[yaml.Node]:
+    if depth > 20:  # an alias can make a node contain itself
+        return
+    yield node
+    if isinstance(node, yaml.CollectionNode):
+        for child in node.value:
+            for part in child if isinstance(child, tuple) else (child,):
+                yield from _nodes(part, depth + 1)
 
 
 def _line_numbers(root: yaml.Node) -> tuple[dict[str, int], list[Finding]]:

@@ -7,10 +7,11 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from mergekit_3h.lint.findings import Finding, did_you_mean
+from mergekit_3h.lint.findings import Finding
 from mergekit_3h.lint.host_plan import BasePolicy, MergeMethod, builtin_templates, methods_by_name
 from mergekit_3h.lint.places import Group, parameter_groups
 from mergekit_3h.registration import OWN_METHODS
+from mergekit_3h.suggestions import did_you_mean
 
 _OURS = {entry_point.name for entry_point in OWN_METHODS}
 DTYPES = ("bfloat16", "float16", "float32", "float64")
@@ -40,7 +41,7 @@ def find_method(name: str) -> tuple[MergeMethod | None, list[Finding]]:
         advice = "it could not be loaded: see the warning above, and `mergekit-3h doctor`"
     else:
         listing = f"registered are: {', '.join(known)}"
-        advice = f"{did_you_mean(name, sorted({*known, *_OURS}))} {listing}".strip()
+        advice = f"{did_you_mean(name, sorted({*known, *_OURS}), '')} {listing}".strip()
         if not _OURS & set(known):
             advice += f" ({', '.join(sorted(_OURS))} are not: MERGEKIT_3H_AUTOLOAD, `mergekit-3h doctor`)"
     return None, [Finding("error", "unknown-method", f"no merge method {name!r}", where="merge_method", advice=advice)]
@@ -61,7 +62,7 @@ def _dtype_findings(config: Any) -> Iterator[Finding]:
         if name is None or name.removeprefix("torch.") in DTYPES:
             continue
         meant = _OTHER_DTYPE_NAMES.get(name.lower())
-        advice = f"did you mean {meant!r}?" if meant else did_you_mean(name, list(DTYPES))
+        advice = f"did you mean {meant!r}?" if meant else did_you_mean(name, DTYPES, "")
         message = f"got {name!r}, expected one of {', '.join(DTYPES)}"
         yield Finding("error", "dtype", message, where=where, advice=advice)
 
@@ -105,7 +106,9 @@ def _contract_findings(group: Group, method: MergeMethod, models: list[str]) -> 
 
 
 def _listed_base(group: Group, method: MergeMethod) -> Iterator[Finding]:
-    if method.spec.contract.base in (BasePolicy.REQUIRED, BasePolicy.OPTIONAL):
+    contract = method.spec.contract
+    # slerp and its like take two models, and the base is one of them.
+    if contract.base in (BasePolicy.REQUIRED, BasePolicy.OPTIONAL) and contract.max_inputs != 2:
         place = next(place for place in group.inputs if place.is_base)
         message = f"{place.model} is the base model: listed here too, it still is no expert of {method.spec.name}"
         yield Finding("note", "base-as-expert", message, place.where.removesuffix(".parameters"), model=place.model)

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from mergekit_3h.lint.coverage import coverage_findings
-from mergekit_3h.lint.findings import Finding, did_you_mean, shortened
+from mergekit_3h.lint.findings import Finding, shortened
 from mergekit_3h.lint.models import NamedModel
 from mergekit_3h.lint.places import Place, parameter_places
 from mergekit_3h.lint.planned import PlannedInput, PlannedTensor, source_tensors
 from mergekit_3h.options import METHODS
 from mergekit_3h.spectral.tensors import is_excluded
+from mergekit_3h.suggestions import did_you_mean
 
 
 def tensor_findings(config: Any, plan: list[PlannedTensor], models: list[NamedModel]) -> list[Finding]:
@@ -104,7 +105,7 @@ def _dead_exclusions(config: Any, names: set[str], parts: list[str]) -> Iterator
         for pattern in _exclusions(place.parameters.get("exclude")):
             if not any(is_excluded(name, pattern) for name in names):
                 whole = "a pattern with * or ? must match the whole tensor name"
-                advice = whole if set(pattern) & set("*?") else did_you_mean(pattern, parts)
+                advice = whole if set(pattern) & set("*?") else did_you_mean(pattern, parts, "")
                 message = f"the pattern {pattern!r} of exclude matches none of the tensors"
                 yield Finding("warning", "dead-filter", message, where=f"{place.where}.exclude", advice=advice)
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from mergekit_3h.checkpoints.locations import hub_is_offline, locate
 from mergekit_3h.checkpoints.tokenizers import TokenizerFacts, tokenizer_facts
 from mergekit_3h.lint.findings import Finding, Severity, shortened
 from mergekit_3h.lint.models import NamedModel
+from mergekit_3h.suggestions import did_you_mean
 
 # A few renamed reserved tokens are usual among fine-tunes and cost little; a heuristic limit, as a share.
 _FEW_RENAMED = 0.01
@@ -24,7 +26,7 @@ def tokenizer_findings(config: Any, models: list[NamedModel]) -> list[Finding]:
     present = [(model, facts) for model, facts in read if facts.exists]
     absent = [model for model, facts in read if not facts.exists]
     rebuilt = bool(getattr(config, "tokenizer_source", None) or getattr(config, "tokenizer", None))
-    findings = list(_absent(config, absent, present, rebuilt))
+    findings = [*_source(config, models), *_absent(absent, present, rebuilt)]
     if present:
         (first, reference), others = present[0], present[1:]
         for model, facts in others:
@@ -34,8 +36,29 @@ def tokenizer_findings(config: Any, models: list[NamedModel]) -> list[Finding]:
     return findings
 
 
+def _source(config: Any, models: list[NamedModel]) -> Iterator[Finding]:
+    """A tokenizer_source that is a model: mergekit looks for it when all tensors are planned, and asks the hub."""
+    settings = getattr(config, "tokenizer", None)
+    source = str(settings.source if settings else getattr(config, "tokenizer_source", None))
+    if source in ("None", "base", "union") or source in {model.name for model in models}:
+        return
+    where = "tokenizer.source" if settings else "tokenizer_source"
+    path, _, revision = source.partition("@")
+    location = locate(path, revision or None)
+    meant = did_you_mean(source, ["union", "base"], "")
+    if location.path is not None:
+        if not tokenizer_facts(location.path).exists:
+            yield Finding("error", "tokenizer-missing", f"there is no tokenizer in {path}", where)
+    elif location.status == "missing" or meant or hub_is_offline():
+        message = f"{source!r} is neither union nor base, and no model on this machine has that path or name"
+        yield Finding("error", "tokenizer-source", message, where, meant or "write union, base, or a model's path")
+    else:
+        message = f"the tokenizer of {source} is not on this machine: mergekit would download it"
+        yield Finding("note", "download", message, where)
+
+
 def _absent(
-    config: Any, absent: list[NamedModel], present: list[tuple[NamedModel, TokenizerFacts]], rebuilt: bool
+    absent: list[NamedModel], present: list[tuple[NamedModel, TokenizerFacts]], rebuilt: bool
 ) -> Iterator[Finding]:
     for model in absent:
         if rebuilt:
@@ -45,6 +68,15 @@ def _absent(
             message = f"the base {model.name} has no tokenizer, so the result gets none"
             advice = f"copy one afterwards, or set tokenizer_source: {present[0][0].name}"
             yield Finding("warning", "tokenizer-missing", message, where=model.where, advice=advice, model=model.name)
+    if absent and not present and not rebuilt and any("vocab_size" in _language(model) for model in absent):
+        message = "no model has a tokenizer: the result gets none, and mergekit reports an error when the merge is done"
+        advice = "copy one into the base's folder, or pass --no-copy-tokenizer"
+        yield Finding("warning", "tokenizer-missing", message, absent[0].where, advice, absent[0].name)
+
+
+def _language(model: NamedModel) -> dict[str, Any]:
+    """Settings of the model's language part; a vision tower has none."""
+    return model.settings.get("text_config") or model.settings
 
 
 def _vocabulary(

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import transformers
+from tiny_models import tiny_tokenizer
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -198,6 +199,7 @@ def write_models(root: Path, name: str) -> tuple[Path, list[Path]]:
             _disturb(model, 0.02)
         folders.append(root.resolve() / label)
         model.save_pretrained(folders[-1])
+        tiny_tokenizer().save_pretrained(folders[-1])
     return folders[0], folders[1:]
 
 

@@ -166,6 +166,7 @@ def test_architecture_that_mergekit_does_not_list(absolute: Path) -> None:
         sizes = {"hidden_size": 16, "word_embed_proj_dim": 16, "ffn_dim": 24, "num_attention_heads": 2}
         config = OPTConfig(vocab_size=384, num_hidden_layers=2, max_position_embeddings=64, **sizes)
         OPTForCausalLM(config).save_pretrained(absolute / name)
+        tiny_tokenizer().save_pretrained(absolute / name)
         made.append(absolute / name)
     strangers = Workshop(absolute, made[0], made[1:])
     assert strangers.lint(strangers.config("rtsvm")) == []

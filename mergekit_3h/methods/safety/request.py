@@ -14,7 +14,6 @@ from mergekit.merge_methods import MergeMethod, registered_methods
 
 from mergekit_3h.checkpoints.locations import hub_is_offline, locate
 from mergekit_3h.errors import ModelError, OptionError
-from mergekit_3h.lint.findings import did_you_mean
 from mergekit_3h.lint.places import Place, parameter_places
 from mergekit_3h.lint.source import read_documents
 from mergekit_3h.options import METHODS, TSVMOptions, parse_options
@@ -26,6 +25,7 @@ from mergekit_3h.safety.options import (
 )
 from mergekit_3h.search.combinations import require_plain, require_searchable
 from mergekit_3h.search.options import LINEAR_COMBINATIONS, SearchOptions
+from mergekit_3h.suggestions import did_you_mean
 
 METHOD_NAME = "safety_merge"
 BASE_LABEL = "base"
