@@ -16,9 +16,15 @@ class Table:
 
     def as_text(self, *, ruled: bool = False) -> str:
         """Columns two spaces apart; ``ruled``: dashes under the headers."""
-        widths = [max(map(len, column)) for column in zip(self.headers, *self.rows, strict=True)]
-        rule = [["-" * width for width in widths]] if ruled else []
-        return "\n".join(self._line(row, widths) for row in [self.headers, *rule, *self.rows])
+        rule = [["-" * width for width in self._widths()]] if ruled else []
+        return "\n".join(self.line(row) for row in [self.headers, *rule, *self.rows])
+
+    def line(self, row: Sequence[str]) -> str:
+        """One row, lined up with the headers and the rows of the table: for rows that are shown as they come."""
+        return "  ".join(self._padded(row, self._widths())).rstrip()
+
+    def _widths(self) -> list[int]:
+        return [max(map(len, column)) for column in zip(self.headers, *self.rows, strict=True)]
 
     def as_markdown(self) -> str:
         """Readable as it stands, too: the cells are lined up."""
@@ -26,9 +32,6 @@ class Table:
         widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
         rule = ["-" * width if i < self.left else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
         return "\n".join(f"| {' | '.join(self._padded(row, widths))} |" for row in [cells[0], rule, *cells[1:]])
-
-    def _line(self, row: Sequence[str], widths: Sequence[int]) -> str:
-        return "  ".join(self._padded(row, widths)).rstrip()
 
     def _padded(self, row: Sequence[str], widths: Sequence[int]) -> list[str]:
         return [

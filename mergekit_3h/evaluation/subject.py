@@ -12,6 +12,7 @@ from typing import Any
 
 from mergekit_3h.checkpoints.headers import read_checkpoint
 from mergekit_3h.checkpoints.locations import config_problem, locate, read_json
+from mergekit_3h.checkpoints.precision import settled_precision, stored_dtype
 from mergekit_3h.checkpoints.tokenizers import load_tokenizer, tokenizer_facts
 from mergekit_3h.data.backends.loading import chosen_device
 from mergekit_3h.data.backends.protocol import Backend
@@ -76,7 +77,8 @@ def subject_of(model: str, settings: TransformersSettings, name: str | None = No
     if tokenizer is None:
         raise ModelError(f"model {model}: {folder} has no tokenizer; copy the tokenizer's files from the base model")
     device = chosen_device(settings.device)
-    settings = settings.model_copy(update={"model": str(folder), "device": device, "dtype": _dtype(settings, device)})
+    dtype = settled_precision(settings.dtype, stored_dtype(folder), device).dtype
+    settings = settings.model_copy(update={"model": str(folder), "device": device, "dtype": dtype})
     return Subject(
         name or folder.name,
         settings,
@@ -113,11 +115,6 @@ def _context_of(config: Mapping[str, Any]) -> int | None:
     part = config.get("text_config") or config
     longest = part.get("max_position_embeddings") or part.get("n_positions")
     return longest if isinstance(longest, int) and longest > 0 else None
-
-
-def _dtype(settings: TransformersSettings, device: str) -> str:
-    """auto is float32 on a CPU, where half precision is slower and less exact, and the checkpoint's own elsewhere."""
-    return "float32" if settings.dtype == "auto" and device == "cpu" else settings.dtype
 
 
 def _digest_of_files(folder: Path) -> str:

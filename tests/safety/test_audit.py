@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import yaml
@@ -30,7 +36,10 @@ def refuser(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def audit(*arguments: str) -> tuple[int, str]:
-    result = CliRunner().invoke(main, ["audit", *arguments, "--max-new-tokens", "24"])
+    """With a journal of its own, unless one is named."""
+    with TemporaryDirectory() as journal:
+        named = ("--journal", journal) if "--journal" not in arguments else ()
+        result = CliRunner().invoke(main, ["audit", *arguments, *named, "--max-new-tokens", "24"])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result.exit_code, result.stdout or result.stderr
 
@@ -90,8 +99,40 @@ def test_a_model_that_cannot_be_audited_does_not_hide_the_others(trained: Traine
     status, output = audit(str(absolute / "broken"), str(trained.aligned), "--data", str(trained.data), "--json")
     assert status == 1
     broken, aligned = json.loads(output)["models"]
-    assert "has no tokenizer" in broken["failure"]
+    assert "config.json" in broken["failure"] and str(absolute / "broken") in broken["failure"]
     assert aligned["losses"]
+
+
+def test_a_row_as_soon_as_its_model_is_done_and_a_kill_loses_none(trained: Trained, absolute: Path) -> None:
+    """Killed after the first row; called again, the first model's part is known, and the result is the undisturbed."""
+    models = [str(trained.aligned), str(trained.domain)]
+    arguments = ["audit", *models, "--data", str(trained.data), "--journal", str(absolute / "journal")]
+    program = [str(Path(sys.executable).with_name("mergekit-3h")), *arguments, "--max-new-tokens", "24"]
+    process = subprocess.Popen(
+        program, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    header, row = process.stdout.readline(), process.stdout.readline()
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL, "the second model was done too before the first row was shown"
+    assert header.startswith("model") and row.startswith("aligned")
+    known = {file.name: len(file.read_text().splitlines()) for file in (absolute / "journal").iterdir()}
+    assert known["replies.jsonl"] >= 24 and known["losses-safety.jsonl"] >= 12
+    status, again = audit(*arguments[1:], "--json")
+    assert status == 0
+    assert again == audit(*models, "--data", str(trained.data), "--json")[1]
+    lines = [json.loads(line)["id"] for line in (absolute / "journal" / "replies.jsonl").read_text().splitlines()]
+    assert len(lines) == len(set(lines)) == 48
+
+
+def test_progress_and_time_left_on_stderr(trained: Trained) -> None:
+    arguments = ["audit", str(trained.aligned), "--data", str(trained.data), "--max-new-tokens", "4"]
+    with TemporaryDirectory() as journal:
+        loud = CliRunner().invoke(main, [*arguments, "--journal", journal])
+        quiet = CliRunner().invoke(main, [*arguments, "--journal", journal, "-q"])
+    assert re.search(r"aligned: 100%\|.*\| 48/48 \[.*<", loud.stderr), loud.stderr
+    assert quiet.stderr == "" and quiet.stdout == loud.stdout
 
 
 @pytest.mark.parametrize(
