@@ -9,7 +9,6 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import torch
 from fusion_bench.mixins.lightning_fabric import LightningFabricMixin
 from fusion_bench.modelpool.causal_lm.causal_lm import CausalLMPool
 from fusion_bench.taskpool.base_pool import BaseTaskPool
@@ -17,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from fusion_bench_ext.errors import shown_by_hydra
+from mergekit_3h.checkpoints.precision import settled_precision
 from mergekit_3h.data.backends.settings import TransformersSettings
 from mergekit_3h.data.sections import parsed
 from mergekit_3h.errors import ModelError, OptionError
@@ -44,7 +44,7 @@ class ThreeHTaskPool(BaseTaskPool, LightningFabricMixin):
         output: folder for ``NAME.json`` and what resuming needs; without it the program's log folder.
         tokenizer: folder of the tokenizer; without it the model pool's.
         batch_size: items at once.
-        dtype: auto is the model's own, on a CPU float32, as in ``mergekit-3h evaluate``.
+        dtype: auto is the model's own, on most CPUs float32, as in ``mergekit-3h evaluate``.
         chat_template: auto is the tokenizer's, if it has one; plain is none.
         retry_failed: ask again what had no answer in an earlier run.
         quiet: no progress bars.
@@ -102,15 +102,11 @@ class ThreeHTaskPool(BaseTaskPool, LightningFabricMixin):
             raise ModelError(
                 f"the merged model is a {type(model).__name__}; the task pool 3h evaluates language models"
             )
-        wanted = self._dtype()
-        if wanted is not None and next(model.parameters()).dtype != wanted:
+        own = next(model.parameters()).dtype
+        wanted = settled_precision(self.dtype, own, self.fabric.device).as_torch()
+        if wanted not in ("auto", own):
             model = deepcopy(model).to(wanted)  # the program's own model stays as it was merged
         return subject_in_memory(label, model.to(self.fabric.device), self._load_tokenizer(), self._settings)
-
-    def _dtype(self) -> torch.dtype | None:
-        if self.dtype == "auto":
-            return torch.float32 if self.fabric.device.type == "cpu" else None
-        return getattr(torch, self.dtype)
 
     def _load_tokenizer(self) -> Any:
         from transformers import AutoTokenizer

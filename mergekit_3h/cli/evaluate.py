@@ -35,7 +35,7 @@ def suite_options(function: Callable[..., Any]) -> Callable[..., Any]:
             type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
             default="auto",
             show_default=True,
-            help="auto: the checkpoint's own, but on a CPU float32, unless bfloat16 is faster there.",
+            help="auto: the checkpoint's own; on a CPU float32, unless bfloat16 is faster there.",
         ),
         click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Items at once."),
         click.option(
@@ -44,6 +44,11 @@ def suite_options(function: Callable[..., Any]) -> Callable[..., Any]:
             default="auto",
             show_default=True,
             help="auto: the tokenizer's, if it has one.",
+        ),
+        click.option(
+            "--confirm-run-unsafe-code",
+            is_flag=True,
+            help="Let tasks of lm-eval run what the models write, on this machine (humaneval, mbpp).",
         ),
         click.option("--trust-remote-code", is_flag=True, help="Run Python code that comes with the models."),
         click.option("--retry-failed", is_flag=True, help="Ask again what had no answer in an earlier run."),
@@ -107,6 +112,7 @@ def opened_suite(suite: str, given: dict[str, Any], **more: Any) -> ReadySuite:
     """The suite with the user's files and judges, everything that can be known without a model checked."""
     from mergekit_3h.evaluation.suite import read_suite
 
+    more.setdefault("runs_code", given["confirm_run_unsafe_code"])
     ready = read_suite(suite, pairs("--file", given["files"]), pairs("--judge", given["judges"]), **more)
     ready.require_ready()
     return ready

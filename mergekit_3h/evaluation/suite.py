@@ -106,9 +106,11 @@ class ReadySuite:
     """Paths of the suite's named files, as given by the user."""
     judges: Mapping[str, Judge] = field(default_factory=dict)
     keep: Keep | None = None
+    runs_code: bool = False
+    """Whether the user allows tasks that run what a model writes."""
 
     def around(self) -> Surroundings:
-        return Surroundings(self.path_of, self.judges, self.suite.seed, self.keep)
+        return Surroundings(self.path_of, self.judges, self.suite.seed, self.keep, self.runs_code)
 
     def path_of(self, data: str) -> Path:
         """One of the suite's files by its name, or a path beside the suite's file."""
@@ -154,6 +156,7 @@ def read_suite(
     files: Mapping[str, str] | None = None,
     judges: Mapping[str, str] | None = None,
     keep: Keep | None = None,
+    runs_code: bool = False,
 ) -> ReadySuite:
     """A suite by its file or the name of a shipped one, with the user's own files and judges."""
     text, place, folder = _suite_text(given)
@@ -173,7 +176,7 @@ def read_suite(
                     f"--{kind} {name}: the suite {suite.name} has no such {kind}; {did_you_mean(name, known)}"
                 )
     opened = {name: judge_of(name, _with_backend(name, one, judges or {})) for name, one in suite.judges.items()}
-    return ReadySuite(suite, folder, files or {}, opened, keep)
+    return ReadySuite(suite, folder, files or {}, opened, keep, runs_code)
 
 
 def shipped_suites() -> list[str]:

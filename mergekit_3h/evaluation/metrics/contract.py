@@ -26,6 +26,8 @@ class Surroundings:
     seed: int = 0
     keep: Keep | None = None
     """Whether an item is measured at all; none: every item is."""
+    runs_code: bool = False
+    """Whether the user allows tasks that run what a model writes."""
 
 
 class MetricKind(Protocol):

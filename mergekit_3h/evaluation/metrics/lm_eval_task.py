@@ -32,6 +32,8 @@ from mergekit_3h.writing import write_text_whole
 
 _OURS = {"model", "model_args", "tasks", "log_samples", "use_cache", "task_manager", "batch_size", "device"}
 """Arguments of ``simple_evaluate`` that the suite and the command line give in another way."""
+_RUN_CODE = ("humaneval", "mbpp")
+"""How the names of lm-eval's tasks begin that run code; others are known by what their configuration says."""
 _AGREEMENT = 1e-6
 """How far the mean of the items may be from lm-eval's score when it is that mean: both are sums in another order."""
 
@@ -65,11 +67,12 @@ class LmEvalTask(Section):
                 f"metric {name!r}: a part of an lm-eval task cannot be measured; give the sweep a suite of its own for "
                 "validation"
             )
-        _require_consent(name, self.task, self.arguments)
+        arguments = self._arguments(around)
+        if isinstance(self.task, str) and self.task.partition("_")[0] in _RUN_CODE:
+            _require_consent(name, arguments)  # before the task is loaded: that alone needs the environment's consent
         found = _loaded(name, self._spec(around))
-        for task in found["tasks"].values():
-            if getattr(task, "UNSAFE_CODE", False):
-                _require_consent(name, "humaneval", self.arguments)
+        if any(getattr(task, "UNSAFE_CODE", False) for task in found["tasks"].values()):
+            _require_consent(name, arguments)
         _chosen_metric(name, self.metric, found["tasks"])
 
     def depends_on(self, around: Surroundings) -> list[str]:
@@ -106,7 +109,7 @@ class LmEvalTask(Section):
                 tasks=list((found["groups"] or found["tasks"]).values())[: 1 if found["groups"] else None],
                 log_samples=True,
                 use_cache=str(requests),
-                **self.arguments,
+                **self._arguments(around),
             )
         for file in requests.parent.glob(f"{requests.name}_rank*.db*"):
             file.unlink()
@@ -119,6 +122,9 @@ class LmEvalTask(Section):
             return self.task if file is None else _task_file(file)
         return _with_found_files(self.task, lambda path: str(around.file(path)))
 
+    def _arguments(self, around: Surroundings) -> dict[str, Any]:
+        return {"confirm_run_unsafe_code": around.runs_code, **self.arguments}
+
     def _require_known_arguments(self, name: str) -> None:
         simple_evaluate = optional("lm_eval", "eval", f"metric {name!r}").simple_evaluate
         known = [one for one in inspect.signature(simple_evaluate).parameters if one not in _OURS]
@@ -130,19 +136,16 @@ class LmEvalTask(Section):
                 raise OptionError(f"metric {name!r}: lm_eval.simple_evaluate has no argument {given!r}; {hint}")
 
 
-def _require_consent(name: str, task: Any, arguments: Mapping[str, Any]) -> None:
+def _require_consent(name: str, arguments: Mapping[str, Any]) -> None:
     """A task that runs what the model has written runs only when the user has said so, twice, as lm-eval wants it."""
-    runs_code = isinstance(task, str) and task.partition("_")[0] in ("humaneval", "mbpp")
-    if not runs_code:
-        return
     missing = []
     if not arguments.get("confirm_run_unsafe_code"):
-        missing.append("arguments: {confirm_run_unsafe_code: true} in the suite")
+        missing.append("--confirm-run-unsafe-code (in the suite: arguments: {confirm_run_unsafe_code: true})")
     if os.environ.get("HF_ALLOW_CODE_EVAL") != "1":
         missing.append("HF_ALLOW_CODE_EVAL=1 in the environment")
     if missing:
         raise OptionError(
-            f"metric {name!r}: {task} runs code that the model writes, on this machine; to allow that, set "
+            f"metric {name!r}: the task runs code that the model writes, on this machine; to allow that, set "
             f"{' and '.join(missing)}"
         )
 
