@@ -8,9 +8,8 @@ traceback before it hands it on to Hydra; a filter on that one logger leaves tha
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from difflib import get_close_matches
 from pathlib import Path
 
 from hydra.errors import CompactHydraException
@@ -52,14 +51,6 @@ def shown_by_hydra() -> Iterator[None]:
             raise
         counterpart = next(shown for own, shown in _SHOWN_AS if isinstance(error, own))
         raise counterpart(str(error)).with_traceback(error.__traceback__) from error.__cause__
-
-
-def unknown_name(what: str, name: str, known: Iterable[str]) -> OptionError:
-    """``what`` is a phrase such as "tsvm has no option"."""
-    candidates = list(known)
-    close = get_close_matches(name, candidates, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"there is: {', '.join(candidates) or 'none'}"
-    return OptionError(f"{what} {name!r}; {hint}")
 
 
 def _not_shown_by_hydra(record: logging.LogRecord) -> bool:

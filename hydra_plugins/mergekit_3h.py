@@ -28,6 +28,10 @@ class MergeKit3HSearchPath(SearchPathPlugin):
         package = find_spec("fusion_bench_ext")
         for folder in (package.submodule_search_locations or []) if package else []:
             search_path.append(PROVIDER, str(Path(folder) / "config"))
+        if package:
+            from fusion_bench_ext.method_configs import store_method_configs
+
+            store_method_configs(PROVIDER)
 
 
 def _is_fusion_bench_command() -> bool:

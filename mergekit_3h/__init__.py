@@ -10,20 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mergekit_3h.errors import ThreeHError as ThreeHError
-    from mergekit_3h.options import RTSVMOptions as RTSVMOptions
-    from mergekit_3h.options import TSVMOptions as TSVMOptions
+    from mergekit_3h.spectral.registry import parse_options as parse_options
     from mergekit_3h.spectral.tensors import merge_tensor as merge_tensor
 
 __version__ = "0.1.0"
 
 _HOME_OF = {
     "ThreeHError": "mergekit_3h.errors",
-    "TSVMOptions": "mergekit_3h.options",
-    "RTSVMOptions": "mergekit_3h.options",
+    "parse_options": "mergekit_3h.spectral.registry",
     "merge_tensor": "mergekit_3h.spectral.tensors",
 }
 
-__all__ = ["RTSVMOptions", "TSVMOptions", "ThreeHError", "__version__", "merge_tensor"]
+__all__ = ["ThreeHError", "__version__", "merge_tensor", "parse_options"]
 
 
 def __getattr__(name: str) -> Any:

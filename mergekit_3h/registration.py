@@ -18,19 +18,26 @@ from importlib.metadata import EntryPoint, entry_points
 from threading import Thread
 from typing import Any
 
+from mergekit_3h.spectral import registry
+
 GROUP = "mergekit.merge_methods"  # also the name of the module that keeps the registry
-PACKAGE = "mergekit-3h"
-OWN_METHODS = tuple(
-    EntryPoint(name, f"mergekit_3h.methods.{name}:METHOD", GROUP) for name in ("tsvm", "rtsvm", "safety_merge")
-)
+PACKAGE = registry.PACKAGE
 
 _log = logging.getLogger(__name__)
 _warned: set[str] = set()
 _package_by_method: dict[str, str] = {}
 
 
+def own_methods() -> list[EntryPoint]:
+    """What this package registers by itself; its metadata declare the same entry points."""
+    safety_merge = EntryPoint("safety_merge", "mergekit_3h.methods.safety_merge:METHOD", GROUP)
+    return [*map(_spectral, registry.own_names()), safety_merge]
+
+
 def register_own_methods() -> None:
-    """Register the methods of this package; those that are registered already stay as they are.
+    """Register the methods of this package, and the spectral methods that others add to it.
+
+    Those that are registered already stay as they are.
 
     While mergekit's own import is under way, whoever imports this package registers its methods: the hook, or a
     mergekit that loads the group itself. So there is nothing to do before the end of that import.
@@ -41,20 +48,33 @@ def register_own_methods() -> None:
     if mergekit.__spec__ is not None and getattr(mergekit.__spec__, "_initializing", False):
         _when_imported(mergekit.__spec__, register_own_methods)
         return
-    for entry_point in OWN_METHODS:
+    for entry_point in own_methods():
         _register_entry_point(entry_point, PACKAGE)
+    _register_spectral_methods()  # those of other packages
+
+
+def _register_spectral_methods() -> None:
+    """Those of other packages, and those whose entry points the metadata do not have (yet)."""
+    for name, package in registry.packages().items():
+        _register_entry_point(_spectral(name), package)
+
+
+def _spectral(name: str) -> EntryPoint:
+    return EntryPoint(name, f"mergekit_3h.methods.spectral:{name}", GROUP)
 
 
 def register_entry_points() -> None:
     """Register what every installed package declares in the group; the order depends on names only."""
     try:
-        declared = [(_package_of(entry_point), entry_point) for entry_point in entry_points(group=GROUP)]
+        declared = [(registry.package_of(entry_point), entry_point) for entry_point in entry_points(group=GROUP)]
     except Exception as error:
         _warn(f"mergekit-3h cannot read the installed packages' entry points: {_described(error)}")
         return
     for package, entry_point in sorted(declared, key=lambda pair: (pair[0], pair[1].name)):
         _register_entry_point(entry_point, package)
-    if not any(package == PACKAGE for package, _ in declared):
+    if any(package == PACKAGE for package, _ in declared):
+        _register_spectral_methods()
+    else:
         _warn(
             "mergekit-3h is installed only in part: its metadata (the .dist-info folder) is missing, and "
             "with it its entry points. Repair it with "
@@ -139,15 +159,6 @@ def _when_imported(spec: ModuleSpec, action: Callable[[], None]) -> None:
             action()
 
     spec.__class__ = Watched
-
-
-def _package_of(entry_point: EntryPoint) -> str:
-    """The distribution's name; where its metadata are damaged, the module's."""
-    try:
-        name = entry_point.dist.name if entry_point.dist else None
-    except Exception:
-        name = None
-    return name or entry_point.value.partition(".")[0]
 
 
 def _named(entry_point: EntryPoint, package: str) -> str:

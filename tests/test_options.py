@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from mergekit_3h.errors import OptionError
-from mergekit_3h.options import METHODS, PRESETS, RTSVMOptions, option_names, parse_options
+from mergekit_3h.spectral.registry import methods, option_names, parse_options
+from mergekit_3h.spectral.rtsvm import PRESETS, RTSVM
 
 
 def test_defaults_of_rtsvm() -> None:
@@ -30,7 +31,7 @@ def test_every_option_of_a_preset_can_be_overridden(preset: str, name: str, valu
 
 
 def test_presets_set_exactly_the_options_that_have_no_default_of_their_own() -> None:
-    unset = {name for name, field in RTSVMOptions.model_fields.items() if field.default is None}
+    unset = {name for name, field in RTSVM.model_fields.items() if field.default is None}
     assert {frozenset(values) for values in PRESETS.values()} == {frozenset(unset)}
 
 
@@ -65,8 +66,8 @@ def test_a_bad_option_is_named_with_what_it_may_be(method: str, given: dict[str,
         parse_options(method, given)
 
 
-@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize("method", list(methods()))
 def test_every_option_is_described(method: str) -> None:
     assert "weight" in option_names(method)
-    for name, field in METHODS[method].model_fields.items():
+    for name, field in methods()[method].model_fields.items():
         assert field.description and field.description[-1] == ".", name

@@ -17,7 +17,7 @@ import torch
 from mergekit_3h.kernels.assembly import merge
 from mergekit_3h.kernels.noise import rounding_edge
 from mergekit_3h.kernels.tasks import TaskMatrices
-from mergekit_3h.options import parse_options
+from mergekit_3h.spectral.registry import parse_options
 
 SIDE, RANK, EXPERTS = 512, 16, 3
 UPDATE_SIZES = [1e-3, 3e-4, 1e-4, 3e-5, 1e-5]

@@ -17,8 +17,10 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from fusion_bench_ext.algorithms.streaming import StreamingAlgorithm
-from fusion_bench_ext.errors import shown_by_hydra, unknown_name
+from fusion_bench_ext.errors import shown_by_hydra
 from mergekit_3h.errors import ModelError, OptionError, TensorError
+from mergekit_3h.options import require_known
+from mergekit_3h.suggestions import did_you_mean
 
 _BASE = "_pretrained_"
 _LAYER = re.compile(r"\.(?:layers|h|blocks|block|layer)\.(\d+)\.")
@@ -62,7 +64,7 @@ class MergeKitAlgorithm(StreamingAlgorithm):
         with shown_by_hydra():
             for name in kwargs:
                 known = [key for key in self._config_mapping.values() if not key.startswith("_")]
-                raise unknown_name("mergekit has no option", name, known)
+                require_known("mergekit", name, known)
             self._method = _registered(merge_method)
             self.title = self._method.spec.pretty_name or merge_method
             self._settings = {None: self._checked_settings("parameters", self.parameters)}
@@ -76,7 +78,11 @@ class MergeKitAlgorithm(StreamingAlgorithm):
                 raise OptionError(f"option 'base_model': {self.merge_method} does not take a base; leave it null")
             return None
         if self.base_model is not None and self.base_model not in modelpool.all_model_names:
-            raise unknown_name("option 'base_model': the pool has no model", self.base_model, modelpool.all_model_names)
+            known = modelpool.all_model_names
+            raise OptionError(
+                f"option 'base_model': the pool has no model {self.base_model!r}; "
+                f"{did_you_mean(self.base_model, known)}"
+            )
         base = self.base_model or (_BASE if modelpool.has_pretrained else None)
         if base is None and policy == BasePolicy.REQUIRED:
             raise ModelError(
@@ -89,7 +95,9 @@ class MergeKitAlgorithm(StreamingAlgorithm):
         ids = [*experts, base] if base else list(experts)
         for name in self.model_parameters:
             if name not in ids:
-                raise unknown_name("option 'model_parameters': no model to merge is called", name, ids)
+                raise OptionError(
+                    f"option 'model_parameters': no model to merge is called {name!r}; {did_you_mean(name, ids)}"
+                )
         try:
             self._method.validate_inputs(ids, base)
         except ValueError as error:
@@ -166,7 +174,9 @@ class MergeKitAlgorithm(StreamingAlgorithm):
             parameter = next((known for known in spec.parameters if known.name == name), None)
             if parameter is None:
                 known = [known.name for known in spec.parameters]
-                raise unknown_name(f"{where}: {self.merge_method} has no parameter", name, known)
+                raise OptionError(
+                    f"{where}: {self.merge_method} has no parameter {name!r}; {did_you_mean(name, known)}"
+                )
             if for_model and parameter.scope == ParameterScope.SHARED:
                 raise OptionError(
                     f"{where}: {name!r} of {self.merge_method} is one for all models; move it to `parameters`"
@@ -188,7 +198,9 @@ def _registered(name: str | None) -> MergeMethod:
     if name is None:
         raise OptionError(f"option 'merge_method': name the mergekit method to use, one of: {', '.join(sorted(known))}")
     if name not in known:
-        raise unknown_name("option 'merge_method': mergekit has no merge method", str(name), sorted(known))
+        raise OptionError(
+            f"option 'merge_method': mergekit has no merge method {name!r}; {did_you_mean(name, sorted(known))}"
+        )
     return known[name]
 
 

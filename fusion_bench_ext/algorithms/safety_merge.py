@@ -20,13 +20,13 @@ from torch import Tensor, nn
 
 from fusion_bench_ext.algorithms.mergekit_method import MergeKitAlgorithm
 from fusion_bench_ext.algorithms.streaming import StreamingAlgorithm
-from fusion_bench_ext.errors import shown_by_hydra, unknown_name
+from fusion_bench_ext.errors import shown_by_hydra
 from fusion_bench_ext.models import OpenModel
 from fusion_bench_ext.pool_problem import checked_problem, model_path, searched_module
 from fusion_bench_ext.pools import open_model
 from mergekit_3h.errors import ModelError, OptionError
 from mergekit_3h.losses.records import by_set, located_records
-from mergekit_3h.options import METHODS, TSVMOptions, parse_options
+from mergekit_3h.options import require_known
 from mergekit_3h.safety.options import (
     SafetyMergeOptions,
     parse_safety_merge_options,
@@ -35,10 +35,12 @@ from mergekit_3h.safety.options import (
 from mergekit_3h.safety.progress import search_progress
 from mergekit_3h.safety.report import TRACE, write_report
 from mergekit_3h.safety.running import search
-from mergekit_3h.search.combinations import require_plain, require_searchable
-from mergekit_3h.search.options import LINEAR_COMBINATIONS
+from mergekit_3h.search.combinations import is_linear, require_plain, require_searchable
 from mergekit_3h.search.problem import Problem
 from mergekit_3h.search.solution import Solution
+from mergekit_3h.spectral import registry
+from mergekit_3h.spectral.method import SpectralMethod
+from mergekit_3h.suggestions import did_you_mean
 
 LOG = logging.getLogger(__name__)
 
@@ -74,8 +76,7 @@ class SafetyMerge(StreamingAlgorithm):
         with shown_by_hydra():
             known = [*safety_merge_option_names(), *self._own, "model_save_path"]
             for name in options:
-                if name not in known:
-                    raise unknown_name("safety_merge has no option", name, known)
+                require_known("safety_merge", name, known)
             if "combine" in options:
                 require_searchable(options["combine"], [method.spec for method in registered_methods()])
             parsed = parse_safety_merge_options(options)
@@ -108,24 +109,26 @@ class SafetyMerge(StreamingAlgorithm):
         self._merger = self._merger_with(dict.fromkeys(experts, 1.0))
         self._merger.check_pool(base, experts)
 
-    def _options_of_combine(self, combine: str) -> TSVMOptions | None:
+    def _options_of_combine(self, combine: str) -> SpectralMethod | None:
         for where, given in {"parameters": self.parameters, **self.model_parameters}.items():
             if "weight" in given:
                 raise OptionError(f"{where}.weight: the weights are what safety_merge searches; remove it")
             require_plain(combine, where, given)
-        if combine not in METHODS:
+        if combine not in registry.names():
             return None
         for name, value in self.parameters.items():
             if isinstance(value, list | dict):
                 raise OptionError(f"parameters.{name}: got {value!r}; {combine} takes one value for all tensors here")
-        return parse_options(combine, self.parameters)
+        return registry.parse_options(combine, self.parameters)
 
     def _merger_with(self, weights: Mapping[str, Any]) -> FixedWeights:
         """The method with fixed weights, as ``method=mergekit`` runs it."""
         own = {name: {**self.model_parameters.get(name, {}), "weight": weight} for name, weight in weights.items()}
         for name in self.model_parameters:
             if name not in weights:
-                raise unknown_name("option 'model_parameters': no model to merge is called", name, weights)
+                raise OptionError(
+                    f"option 'model_parameters': no model to merge is called {name!r}; {did_you_mean(name, weights)}"
+                )
         return FixedWeights(self.options.search.combine, self.parameters, own, seed=self.random_seed)
 
     def arrange(self, names: list[str]) -> list[str]:
@@ -169,7 +172,7 @@ class SafetyMerge(StreamingAlgorithm):
             options.run.files(),
             options.search,
             method=self._method_options,
-            combine=None if options.search.combine in LINEAR_COMBINATIONS else combine,
+            combine=None if is_linear(options.search.combine) else combine,
         )
 
     def _opened(self, problem: Problem, base: OpenModel, device: torch.device) -> Problem:

@@ -1,7 +1,8 @@
 """The implementations that are compared, each prepared with what its own interface takes.
 
 Whatever is open is decided for the others: they get ready-made float32 updates, while our kernel reads base and experts
-in the checkpoint's dtype and subtracts them within its own time; the plan of ``rtsvm`` is given to the literal code.
+in the checkpoint's dtype and subtracts them within its own time; the literal code is given the ranks and weights that
+our kernel found.
 """
 
 from __future__ import annotations
@@ -9,21 +10,21 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mergekit_3h.benchmarks.literal import merge_literally
 from mergekit_3h.benchmarks.problems import Inputs
 from mergekit_3h.errors import OptionError
-from mergekit_3h.kernels.assembly import merge, plan_layer
-from mergekit_3h.kernels.settings import Settings
 from mergekit_3h.kernels.tasks import TaskMatrices
-from mergekit_3h.options import parse_options
+from mergekit_3h.spectral import registry
+from mergekit_3h.spectral.literal import merge_literally
+from mergekit_3h.spectral.method import SpectralMethod
+from mergekit_3h.spectral.tsvm import TSVM
 
 OURS = "mergekit-3h"
 FUSION_BENCH = "fusion-bench"
@@ -39,19 +40,38 @@ class Recipe:
     method: str
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
-    def settings(self) -> Settings:
-        return parse_options(self.method, self.options).settings()
+    def spectral(self) -> SpectralMethod:
+        """The method with its options; raises if there is none, or an option that it does not have."""
+        return registry.parse_options(self.method, self.options)
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether ``products.product_flops`` counts what the method computes."""
+        method = self.spectral()
+        return isinstance(method, TSVM) and method.settings().order == "truncate_first"
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a result was made of: enough for the oracle to compute the same in float64."""
+    """What a result was made of: enough for an oracle to compute the same in float64."""
 
-    ranks: list[int]
-    scales: list[float]
-    orthogonalize_first: bool = False
+    report: Any = None
+    """The method's own; None for FusionBench's TSVM, whose ranks are below."""
+    ranks: list[int] = field(default_factory=list[int])
     decompositions: list[str] = field(default_factory=list[str])
     residuals: list[float] = field(default_factory=list[float])
+
+    def oracle(self, recipe: Recipe, updates: Sequence[Tensor]) -> Tensor | None:
+        """The same merge by full decompositions, in the precision of the updates."""
+        ones = [1.0] * len(updates)
+        if self.report is None:
+            return merge_literally(updates, self.ranks, ones)
+        return recipe.spectral().literally(updates, ones, self.report)
+
+
+def _facts(report: Any) -> Facts:
+    shared = {name: getattr(report, name) for name in ("ranks", "decompositions", "residuals") if hasattr(report, name)}
+    return Facts(report, **shared)
 
 
 Run = Callable[[], tuple[Tensor, Facts]]
@@ -78,39 +98,42 @@ def chosen_peers(peer: str) -> list[str]:
 
 
 def _ours(inputs: Inputs, recipe: Recipe) -> Run:
-    settings = recipe.settings()
+    method = recipe.spectral()
     weights = [1.0] * len(inputs.experts)
 
     def run() -> tuple[Tensor, Facts]:
-        merged, report = merge(TaskMatrices(inputs.experts, inputs.base), weights, settings)
-        is_literal = settings.order == "orthogonalize_first"
-        return merged, Facts(report.ranks, report.outlier_weights, is_literal, report.decompositions, report.residuals)
+        merged, report = method.merge(TaskMatrices(inputs.experts, inputs.base), weights)
+        return merged, _facts(report)
 
     return run
 
 
 def _full_svd(inputs: Inputs, recipe: Recipe) -> Run:
-    settings = recipe.settings()
-    plan = plan_layer(TaskMatrices(inputs.experts, inputs.base), settings)
-    facts = Facts([rule.budget for rule in plan.rules], plan.alphas, settings.order == "orthogonalize_first")
-    updates = _updates_for_peers(inputs)
+    """The formula with the ranks that the paper gives, without what limits them further."""
+    method, updates = recipe.spectral(), _updates_for_peers(inputs)
+    weights = [1.0] * len(updates)
+    report = method.merge(TaskMatrices(inputs.experts, inputs.base), weights)[1]
+    if hasattr(report, "budget"):
+        report = replace(report, ranks=[report.budget] * len(updates))
 
     def run() -> tuple[Tensor, Facts]:
         with torch.no_grad():
-            merged = merge_literally(updates, facts.ranks, facts.scales, orthogonalize_first=facts.orthogonalize_first)
-        return merged, facts
+            merged = method.literally(updates, weights, report)
+        if merged is None:
+            raise OptionError(f"--peer {FULL_SVD}: {method.name} has no literal form; choose --peer none")
+        return merged, _facts(report)
 
     return run
 
 
 def _fusion_bench(inputs: Inputs, recipe: Recipe) -> Run:
-    """Always TSVM: FusionBench has no other. For ``rtsvm`` it is a yardstick of time, not of the result."""
+    """Always TSVM: FusionBench has no other. For other methods it is a yardstick of time, not of the result."""
     from fusion_bench.method.task_singular_vector.utils.TSVM_utils import compute_and_sum_svd_mem_reduction
 
     updates = [{"weight": update} for update in _updates_for_peers(inputs)]
     device = inputs.base.device
     n = len(updates)
-    facts = Facts([int(min(inputs.base.shape) * (1 / n))] * n, [1.0] * n)  # its own expression for the rank
+    facts = Facts(ranks=[int(min(inputs.base.shape) * (1 / n))] * n)  # its own expression for the rank
 
     def run() -> tuple[Tensor, Facts]:
         with contextlib.redirect_stdout(io.StringIO()), torch.no_grad():

@@ -86,7 +86,7 @@ def _result(times: list[float], first: FirstRun, errors: list[Errors], largest: 
         seconds=spread(times),
         extra_bytes=first.extra_bytes,
         extra_relative=first.extra_bytes / largest,
-        error=max((error.oracle for error in errors), default=None),
+        error=max((error.oracle for error in errors if error.oracle is not None), default=None),
         error_unrounded=max(off, default=None),
         ranks=[rank for facts in first.facts for rank in facts.ranks],
         decompositions=sorted({name for facts in first.facts for name in facts.decompositions}),
@@ -94,7 +94,7 @@ def _result(times: list[float], first: FirstRun, errors: list[Errors], largest: 
 
 
 def _bound(stream: Sequence[MatrixShape], first: FirstRun, rate: float, seconds: float) -> GemmBound | None:
-    if any(facts.orthogonalize_first or "krylov" in facts.decompositions for facts in first.facts):
+    if not first.is_counted or any("krylov" in facts.decompositions for facts in first.facts):
         return None
     flops = sum(
         shape.count * product_flops((shape.rows, shape.columns), facts.ranks)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 
 from mergekit_3h.benchmarks.contenders import OURS, Facts, Recipe, Run, prepare
-from mergekit_3h.benchmarks.literal import merge_literally, relative_error
 from mergekit_3h.benchmarks.memory import PeakMemory
 from mergekit_3h.benchmarks.problems import DTYPES, LORA_RANK, Problem, make_inputs, unrounded_updates
 from mergekit_3h.kernels.dense import eigh_in_place
 from mergekit_3h.kernels.workers import Job as Matrix
 from mergekit_3h.kernels.workers import run_jobs
-from mergekit_3h.options import parse_options
+from mergekit_3h.spectral.literal import relative_error
 from mergekit_3h.spectral.tensors import matrix_bytes
 
 GEMM_SIDE = {"cpu": 1024, "cuda": 8192}
@@ -49,14 +48,16 @@ class FirstRun:
     """Of a pass over the stream, each distinct matrix timed once; with everything that is slower the first time."""
     facts: list[Facts]
     results: list[Path]
+    is_counted: bool
+    """Whether the matrix products are those that ``products.product_flops`` counts."""
 
 
 @dataclass(frozen=True)
 class Errors:
     """Relative Frobenius errors of one result."""
 
-    oracle: float
-    """Against the same merge by full SVDs in float64."""
+    oracle: float | None
+    """Against the same merge by full SVDs in float64, where the method has them."""
     unrounded: float | None = None
     """Against TSVM of the updates before the checkpoints were rounded, for LoRA updates at their own rank."""
 
@@ -105,7 +106,7 @@ class Served:
             with PeakMemory(self.device) as peak:
                 self._merge(self._jobs(most_of_a_kind=self.job.threads))
             extra = max(extra, peak.extra)
-        return FirstRun(extra, seconds, facts, results)
+        return FirstRun(extra, seconds, facts, results, self.job.recipe.is_counted)
 
     def seconds(self) -> float:
         jobs = self._jobs()
@@ -117,12 +118,11 @@ class Served:
 
     def _jobs(self, most_of_a_kind: int | None = None) -> list[Matrix]:
         """Every matrix of the stream, or the first few of each shape."""
-        recipe = self.job.recipe
-        options = parse_options(recipe.method, recipe.options)
+        method = self.job.recipe.spectral()
         matrices: list[Matrix] = []
         for run, (problem, count) in zip(self.runs, self.job.stream, strict=True):
             shape = (problem.rows, problem.columns)
-            need = matrix_bytes(shape, DTYPES[problem.dtype], problem.experts, options) + problem.input_bytes
+            need = matrix_bytes(shape, DTYPES[problem.dtype], problem.experts, method) + problem.input_bytes
             copies = count if most_of_a_kind is None else min(count, most_of_a_kind)
             matrices += [Matrix(need, partial(_itself, run))] * copies
         return matrices
@@ -166,15 +166,19 @@ class Served:
     def errors(self, i: int, result: Path, facts: Facts) -> Errors:
         problem, _ = self.job.stream[i]
         merged = torch.load(result, map_location=self.device, weights_only=True)
-        inputs = make_inputs(problem, self.device)
-        oracle = merge_literally(
-            inputs.updates(torch.float64), facts.ranks, facts.scales, orthogonalize_first=facts.orthogonalize_first
+        updates = make_inputs(problem, self.device).updates(torch.float64)
+        oracle = facts.oracle(self.job.recipe, updates)
+        return Errors(
+            None if oracle is None else relative_error(merged, oracle), self._unrounded_error(problem, merged, facts)
         )
-        return Errors(relative_error(merged, oracle), self._unrounded_error(problem, merged, facts))
 
     def _unrounded_error(self, problem: Problem, merged: Tensor, facts: Facts) -> float | None:
-        if problem.update != "lora" or facts.orthogonalize_first:
+        if problem.update != "lora":
             return None
         updates = [update.to(torch.float64) for update in unrounded_updates(problem, self.device)]
         rank = min(LORA_RANK, max(1, min(problem.rows, problem.columns) // problem.experts))
-        return relative_error(merged, merge_literally(updates, [rank] * len(updates), facts.scales))
+        ranks = [rank] * len(updates)
+        if facts.report is not None:
+            facts = replace(facts, report=replace(facts.report, ranks=ranks))
+        oracle = replace(facts, ranks=ranks).oracle(self.job.recipe, updates)
+        return None if oracle is None else relative_error(merged, oracle)

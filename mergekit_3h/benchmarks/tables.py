@@ -1,4 +1,4 @@
-"""Results as tables: aligned text for a terminal, Markdown for a page."""
+"""Results of a comparison as lines of text."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def comparison_lines(comparison: Comparison, *, markdown: bool) -> list[str]:
     for table in (_times(comparison), _accuracy(comparison)):
         lines += [table.as_markdown() if markdown else table.as_text(), ""]
     if chosen["method"] != "tsvm" and FUSION_BENCH in _peers(comparison):
-        lines += ["FusionBench has no rtsvm: its time and error are those of its TSVM.", ""]
+        lines += [f"Beside {chosen['method']} stands FusionBench's TSVM, with its time and its error as a TSVM.", ""]
     lines += _left_out_lines(comparison) + _total_lines(comparison)
     return lines
 

@@ -26,7 +26,7 @@ _LARGEST_SENSIBLE_N = 1000
 )
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:1.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: the cores this process may use]")
-@click.option("--method", type=click.Choice(["tsvm", "rtsvm"]), default="tsvm", show_default=True)
+@click.option("--method", default="tsvm", show_default=True, help="Any spectral method (docs/methods.md).")
 @click.option("--set", "options", multiple=True, metavar="OPTION=VALUE", help="Option of the method, as gamma=0.5.")
 @click.option(
     "--update",
@@ -69,7 +69,7 @@ def command(json_file: Path | None, markdown: bool, device: str, threads: int | 
     if json_file is not None and not json_file.resolve().parent.is_dir():
         raise click.BadParameter(f"the folder {json_file.parent} does not exist", param_hint="--json")
     given["recipe"] = Recipe(given.pop("method"), _options(given.pop("options")))
-    given["recipe"].settings()  # an option that cannot be is an error before anything is measured
+    given["recipe"].spectral()  # an option that cannot be is an error before anything is measured
     whole_runs, growth = given.pop("end_to_end"), given.pop("growth")
     if whole_runs and growth:
         raise click.UsageError("give --growth or --end-to-end, not both")

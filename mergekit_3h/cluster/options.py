@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from mergekit_3h.errors import OptionError
-from mergekit_3h.options import checked
+from mergekit_3h.options import parsed
 
 
 class ClusterOptions(BaseModel):
@@ -57,13 +56,7 @@ class ClusterOptions(BaseModel):
 
 def parse_cluster_options(given: Mapping[str, Any]) -> ClusterOptions:
     """Options of the cluster from plain values; the error names the option, its value and what it may be."""
-    known = list(ClusterOptions.model_fields)
-    for name in given:
-        if name not in known:
-            close = get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(known)}"
-            raise OptionError(f"scaling out has no option {name!r}; {hint}")
-    options = ClusterOptions(**{name: checked(ClusterOptions, name, value) for name, value in given.items()})
+    options = parsed(ClusterOptions, given, "a cluster")
     require_placeable(options)
     return options
 

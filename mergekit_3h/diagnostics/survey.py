@@ -20,8 +20,11 @@ from mergekit_3h.diagnostics.subjects import StoredVersions, Subject
 from mergekit_3h.kernels.devices import computing_device
 from mergekit_3h.kernels.settings import Settings
 from mergekit_3h.kernels.whole_tensors import is_finite
-from mergekit_3h.options import METHODS, TSVMOptions, option_names, parse_options
+from mergekit_3h.options import checked
+from mergekit_3h.spectral import registry
+from mergekit_3h.spectral.rtsvm import RTSVM
 from mergekit_3h.spectral.tensors import merges_as_matrices
+from mergekit_3h.spectral.tsvm import TSVM
 
 MEASURES = "measures.jsonl"
 FLOATING = {"F16", "BF16", "F32", "F64"}
@@ -53,7 +56,7 @@ class OpenedFiles:
 
 def survey(
     subject: Subject,
-    options: TSVMOptions,
+    options: TSVM,
     *,
     folder: Path | None = None,
     sample: float = 1.0,
@@ -77,17 +80,21 @@ def survey(
     return found
 
 
-def options_of(config: Any) -> TSVMOptions:
+def options_of(config: Any) -> TSVM:
     """What the R-TSVM measures are taken for: the config's options, or R-TSVM's own for any other method.
 
     An option that differs by layer or by tensor has its default here: the record of a merge says what each took.
     """
-    if config.merge_method not in METHODS:
-        return parse_options("rtsvm", {})
-    names = option_names(config.merge_method)
+    name = config.merge_method
+    method = registry.method(name) if name in registry.names() else RTSVM
+    if not issubclass(method, TSVM):
+        method = RTSVM
+    if method.name != name:
+        return method()
+    names = registry.option_names(name)
     given = {name: value for name, value in (config.parameters or {}).items() if name in names and name != "weight"}
     plain = {name: value for name, value in given.items() if not isinstance(value, list | dict)}
-    return parse_options(config.merge_method, plain)
+    return method(**{name: checked(method, name, value) for name, value in plain.items()})
 
 
 def sampled(tensors: Sequence[StoredVersions], share: float) -> list[StoredVersions]:
@@ -130,7 +137,7 @@ def _lines(folder: Path | None, header: dict[str, Any]) -> Iterator[GrowingLines
 
 
 def _measured(
-    versions: StoredVersions, files: OpenedFiles, options: TSVMOptions, device: torch.device
+    versions: StoredVersions, files: OpenedFiles, options: TSVM, device: torch.device
 ) -> Iterator[TensorMeasures]:
     """One entry, or one for each matrix of a tensor of fused experts."""
     stored = [versions.base, *versions.experts]

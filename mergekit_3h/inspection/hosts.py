@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_3h.inspection.packages import PACKAGE, is_supported, supported, version_of
-from mergekit_3h.registration import OWN_METHODS
+from mergekit_3h.registration import own_methods
+from mergekit_3h.spectral import registry
 
-_METHODS = [entry_point.name for entry_point in OWN_METHODS]
 _SECONDS_TO_ANSWER = 180
 _ASK_MERGEKIT = """
 import json, mergekit.merge_methods as m
@@ -38,6 +38,11 @@ with initialize_config_dir(version_base=None, config_dir=get_default_config_path
             found[name] = {"error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
 print(json.dumps(found))
 """
+
+
+def _names() -> list[str]:
+    """The methods that each host should see: our own, and those that other packages add to ours."""
+    return list(dict.fromkeys([*(point.name for point in own_methods()), *registry.names()]))
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ def mergekit() -> Host:
     answer, problem, log = _ask(_ASK_MERGEKIT)
     if problem:
         return Host("mergekit", version, required, problem=problem, advice=f"pip install --force-reinstall {PACKAGE}")
-    sees = {name: name in answer for name in _METHODS}
+    sees = {name: name in answer for name in _names()}
     if all(sees.values()):
         return Host("mergekit", version, required, sees)
     warnings = [line for line in log if PACKAGE in line]
@@ -90,7 +95,7 @@ def fusion_bench() -> Host:
         return Host("fusion-bench", None, required, problem="not installed (optional)", advice=install)
     if not is_supported(version, required):
         return Host("fusion-bench", version, required, problem="version not supported", advice=install)
-    answer, problem, _ = _ask(_ASK_FUSION_BENCH, *_METHODS, "mergekit")
+    answer, problem, _ = _ask(_ASK_FUSION_BENCH, *_names(), "mergekit")
     if problem:
         return Host("fusion-bench", version, required, problem=problem, advice=install)
     sees = {name: str(target).startswith("fusion_bench_ext.") for name, target in answer.items()}

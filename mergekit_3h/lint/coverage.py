@@ -19,7 +19,7 @@ from mergekit_3h.checkpoints.sources import RECOMPUTED
 from mergekit_3h.lint.findings import Finding, Rule, shortened
 from mergekit_3h.lint.models import NamedModel
 from mergekit_3h.lint.planned import PlannedInput, PlannedTensor
-from mergekit_3h.options import METHODS
+from mergekit_3h.spectral import registry
 
 
 def coverage_findings(config: Any, plan: list[PlannedTensor], models: list[NamedModel]) -> list[Finding]:
@@ -194,7 +194,7 @@ _TEXTS: dict[Rule, str] = {
 
 
 def _in_fusion_bench(method: str) -> str:
-    return method if method in (*METHODS, "safety_merge") else f"mergekit method.merge_method={method}"
+    return method if method in (*registry.names(), "safety_merge") else f"mergekit method.merge_method={method}"
 
 
 def _transformers_version() -> str:

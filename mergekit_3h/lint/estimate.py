@@ -10,7 +10,8 @@ from mergekit_3h.checkpoints.headers import DTYPE_BYTES
 from mergekit_3h.inspection.throughput import Throughput, measure_throughput
 from mergekit_3h.lint.models import NamedModel
 from mergekit_3h.lint.planned import PlannedTensor, source_tensors
-from mergekit_3h.options import METHODS, TSVMOptions, option_names, parse_options
+from mergekit_3h.spectral import registry
+from mergekit_3h.spectral.method import SpectralMethod
 from mergekit_3h.spectral.tensors import matrix_bytes, merges_as_matrices
 
 # mergekit collects tensors up to this size before it writes a shard (its --out-shard-size).
@@ -62,7 +63,7 @@ def estimate_merge(config: Any, plan: list[PlannedTensor], models: list[NamedMod
     options = _plain_options(config)
     working = max((_working_bytes(tensor, options if tensor.name in matrices else None) for tensor in plan), default=0)
     pickles = sum(file.stat().st_size for file in files if file.suffix != ".safetensors")
-    what = "float64 eigendecompositions and products" if method in METHODS else "element-wise passes"
+    what = "float64 eigendecompositions and products" if method in registry.names() else "element-wise passes"
     return Estimate(
         tensors=len(plan),
         parameters=sum(_elements(tensor) for tensor in plan),
@@ -87,15 +88,15 @@ def decomposed(config: Any, plan: list[PlannedTensor]) -> list[str]:
     return [name for name, shape in shapes.items() if merges_as_matrices(name, shape, options)]
 
 
-def _plain_options(config: Any) -> TSVMOptions | None:
+def _plain_options(config: Any) -> SpectralMethod | None:
     """Options of one of our own methods, as far as they are the same for all tensors."""
-    if config.merge_method not in METHODS:
+    if config.merge_method not in registry.names():
         return None
-    names = option_names(config.merge_method)
+    names = registry.option_names(config.merge_method)
     given = (config.parameters or {}).items()
     plain = {name: value for name, value in given if name in names and not isinstance(value, list | dict)}
     plain.pop("weight", None)
-    return parse_options(config.merge_method, plain)
+    return registry.parse_options(config.merge_method, plain)
 
 
 def _elements(tensor: PlannedTensor) -> int:
@@ -145,7 +146,7 @@ def _decomposition_seconds(tensor: PlannedTensor, speed: Throughput) -> float:
     return count * (decompositions * speed.eigh_unit * short**3 + flops / speed.gemm_flops)
 
 
-def _working_bytes(tensor: PlannedTensor, options: TSVMOptions | None) -> int:
+def _working_bytes(tensor: PlannedTensor, options: SpectralMethod | None) -> int:
     """With the tensor's inputs; ``options`` of our own methods where it goes through singular vectors."""
     import torch
 

@@ -10,10 +10,10 @@ from typing import Any
 from mergekit_3h.lint.findings import Finding
 from mergekit_3h.lint.host_plan import BasePolicy, MergeMethod, builtin_templates, methods_by_name
 from mergekit_3h.lint.places import Group, parameter_groups
-from mergekit_3h.registration import OWN_METHODS
+from mergekit_3h.registration import own_methods
 from mergekit_3h.suggestions import did_you_mean
 
-_OURS = {entry_point.name for entry_point in OWN_METHODS}
+_OURS = {entry_point.name for entry_point in own_methods()}
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 _OTHER_DTYPE_NAMES = {
     "bf16": "bfloat16",
@@ -41,7 +41,7 @@ def find_method(name: str) -> tuple[MergeMethod | None, list[Finding]]:
         advice = "it could not be loaded: see the warning above, and `mergekit-3h doctor`"
     else:
         listing = f"registered are: {', '.join(known)}"
-        advice = f"{did_you_mean(name, sorted({*known, *_OURS}), '')} {listing}".strip()
+        advice = " ".join(filter(None, [did_you_mean(name, {*known, *_OURS}, ""), listing]))
         if not _OURS & set(known):
             advice += f" ({', '.join(sorted(_OURS))} are not: MERGEKIT_3H_AUTOLOAD, `mergekit-3h doctor`)"
     return None, [Finding("error", "unknown-method", f"no merge method {name!r}", where="merge_method", advice=advice)]

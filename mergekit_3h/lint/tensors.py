@@ -12,7 +12,7 @@ from mergekit_3h.lint.findings import Finding, shortened
 from mergekit_3h.lint.models import NamedModel
 from mergekit_3h.lint.places import Place, parameter_places
 from mergekit_3h.lint.planned import PlannedInput, PlannedTensor, source_tensors
-from mergekit_3h.options import METHODS
+from mergekit_3h.spectral import registry
 from mergekit_3h.spectral.tensors import is_excluded
 from mergekit_3h.suggestions import did_you_mean
 
@@ -99,7 +99,7 @@ def filter_findings(config: Any, plan: list[PlannedTensor]) -> list[Finding]:
 
 def _dead_exclusions(config: Any, names: set[str], parts: list[str]) -> Iterator[Finding]:
     """Patterns of our own option ``exclude``, which follow its rules and not those of filters."""
-    if config.merge_method not in METHODS:
+    if config.merge_method not in registry.names():
         return
     for place in parameter_places(config):
         for pattern in _exclusions(place.parameters.get("exclude")):

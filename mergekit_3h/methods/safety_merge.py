@@ -6,7 +6,6 @@ import logging
 import threading
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,16 +15,13 @@ from mergekit.merge_methods.base import (
     InputContract,
     MergeMethodSpec,
     ParameterScope,
-    ParameterSpec,
     TensorGroup,
 )
 from mergekit.merge_methods.registry import get
-from pydantic import BaseModel, PlainValidator
-from typing_extensions import Annotated  # noqa: UP035 - mergekit compares with this one on Python 3.10
 
 from mergekit_3h.methods.host_errors import HostError, shown_by_mergekit
+from mergekit_3h.methods.parameters import parameter_specs
 from mergekit_3h.methods.planning import check_models, planned_merge
-from mergekit_3h.options import checked
 from mergekit_3h.safety.options import DECLARATIONS, REQUIRED
 from mergekit_3h.search.options import SearchOptions
 
@@ -42,13 +38,19 @@ class SafetyMergeMethod(GroupMergeMethod):
     so the merge that was planned last is the one that is run.
     """
 
+    name = "safety_merge"
+
     def __init__(self) -> None:
         self.spec = MergeMethodSpec(
-            name="safety_merge",
+            name=self.name,
             pretty_name="Safety-data-driven merging",
             reference_url="https://arxiv.org/abs/2406.14563",
             contract=InputContract(base=BasePolicy.REQUIRED),
-            parameters=tuple(_parameters()),
+            parameters=tuple(
+                spec
+                for declaration in DECLARATIONS
+                for spec in parameter_specs(self.name, declaration, ParameterScope.SHARED, refused_by_us=REQUIRED)
+            ),
         )
         self._lock = threading.Lock()
         self._planned: tuple[Any, SafetyMerge] | None = None
@@ -116,29 +118,6 @@ def _uniform_merge(group: TensorGroup, parameters: dict[str, Any]) -> torch.Tens
     weight = options.start_value(len(group.non_base))
     (merged,) = get(options.combine)((group,), parameters={"weight": weight})
     return merged
-
-
-def _parameters() -> list[ParameterSpec]:
-    def validate(declaration: type[BaseModel], name: str, value: Any) -> Any:
-        if value is None and name in REQUIRED:
-            return None
-        try:
-            return checked(declaration, name, value)
-        except Exception as error:
-            raise HostError(f"safety_merge: {error}") from None
-
-    return [
-        ParameterSpec(
-            name=name,
-            value_type=Annotated[Any, PlainValidator(partial(validate, declaration, name))],
-            scope=ParameterScope.SHARED,
-            # No default would be an error of mergekit's own, in its words; a config without data is refused by us.
-            default=None if name in REQUIRED else field.default,
-            description=field.description,
-        )
-        for declaration in DECLARATIONS
-        for name, field in declaration.model_fields.items()
-    ]
 
 
 METHOD = SafetyMergeMethod()

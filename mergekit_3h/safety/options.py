@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from mergekit_3h.cluster.options import ClusterOptions, parse_cluster_options
 from mergekit_3h.errors import OptionError
-from mergekit_3h.options import checked
+from mergekit_3h.options import checked, require_known
 from mergekit_3h.search.options import SearchOptions, parse_search_options
 
 
@@ -94,10 +93,7 @@ def parse_safety_merge_options(given: Mapping[str, Any]) -> SafetyMergeOptions:
     """Options from plain values; the error names the option, its value and what it may be."""
     known = safety_merge_option_names()
     for name in given:
-        if name not in known:
-            close = get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"it has: {', '.join(known)}"
-            raise OptionError(f"safety_merge has no option {name!r}; {hint}")
+        require_known("safety_merge", name, known)
     run = {name: checked(RunOptions, name, value) for name, value in given.items() if name in RunOptions.model_fields}
     ray = {name: checked(RayOptions, name, value) for name, value in given.items() if name in RayOptions.model_fields}
     search = {name: value for name, value in given.items() if name in SearchOptions.model_fields}

@@ -9,9 +9,10 @@ from __future__ import annotations
 from mergekit_3h.checkpoints.sources import CheckpointSource, StateDictSource, WeightSource
 from mergekit_3h.losses.answers import shared_tokenizer
 from mergekit_3h.losses.records import LocatedRecord, in_memory, located_records
+from mergekit_3h.search.combinations import linear_combinations
 from mergekit_3h.search.components import Combine
 from mergekit_3h.search.layout import Layout
-from mergekit_3h.search.options import LINEAR_COMBINATIONS, SearchOptions, parse_search_options
+from mergekit_3h.search.options import SearchOptions, parse_search_options
 from mergekit_3h.search.problem import Problem, open_problem
 from mergekit_3h.search.runner import LocalRunner, Measurement, Runner
 from mergekit_3h.search.search import Point, Search, SearchError
@@ -20,7 +21,6 @@ from mergekit_3h.search.solving import solve, solve_problem
 from mergekit_3h.search.trace import Trace, TraceError
 
 __all__ = [
-    "LINEAR_COMBINATIONS",
     "CheckpointSource",
     "Combine",
     "Layout",
@@ -39,6 +39,7 @@ __all__ = [
     "TraceError",
     "WeightSource",
     "in_memory",
+    "linear_combinations",
     "located_records",
     "open_problem",
     "parse_search_options",

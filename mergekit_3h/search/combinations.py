@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from typing import Any
 
 from mergekit_3h.errors import OptionError
+from mergekit_3h.spectral import registry
+from mergekit_3h.suggestions import did_you_mean
 
 _NEUTRAL: dict[str, Any] = {"normalize": False, "lambda": 1.0}
+
+
+def linear_combinations() -> list[str]:
+    """Combinations whose merged weight is linear in the coefficients: W_0 + sum_i lambda_i C_i."""
+    return ["task_arithmetic", *(name for name, method in registry.methods().items() if method.is_linear)]
+
+
+def is_linear(combine: str) -> bool:
+    return combine in linear_combinations()
 
 
 def require_searchable(combine: Any, specs: Iterable[Any]) -> None:
     """Raise unless ``combine`` is one of these methods (by mergekit's specs) and has a base and a weight per expert."""
     names = sorted(spec.name for spec in specs if _is_searchable(spec))
     if combine not in names:
-        close = get_close_matches(str(combine), names, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(names)}"
         raise OptionError(
-            f"option 'combine': got {combine!r}; expected a merge method with a base and a weight per expert; {hint}"
+            f"option 'combine': got {combine!r}; expected a merge method with a base and a weight per expert; "
+            f"{did_you_mean(combine, names)}"
         )
 
 

@@ -11,7 +11,6 @@ from torch.nn.functional import pad
 
 from mergekit_3h.checkpoints.sources import WeightSource
 from mergekit_3h.errors import OptionError
-from mergekit_3h.options import TSVMOptions
 from mergekit_3h.search.components import (
     Combine,
     Component,
@@ -23,8 +22,8 @@ from mergekit_3h.search.components import (
     differences,
 )
 from mergekit_3h.search.options import SearchOptions
-from mergekit_3h.spectral.tensors import Component as Share
-from mergekit_3h.spectral.tensors import merges_as_matrices, tensor_components
+from mergekit_3h.spectral.method import SpectralMethod
+from mergekit_3h.spectral.tensors import ExpertShare, merges_as_matrices, tensor_components
 
 log = logging.getLogger(__name__)
 
@@ -34,11 +33,11 @@ def families(
     base: WeightSource,
     experts: Sequence[WeightSource],
     options: SearchOptions,
-    method: TSVMOptions | None,
+    method: SpectralMethod | None,
     combine: Combine | None,
     device: torch.device,
 ) -> dict[str, TensorFamily]:
-    """Every tensor as a function of its coefficients. tsvm and rtsvm are decomposed here, once, on ``device``."""
+    """Every tensor as a function of its coefficients. Spectral methods decompose here, once, on ``device``."""
     log.info("%s: preparing %d tensors of %d experts", options.combine, len(names), len(experts))
     made: dict[str, TensorFamily] = {}
     for name in names:
@@ -46,7 +45,7 @@ def families(
         tensors = {expert.label: expert.tensor(name) for expert in experts}
         if options.combine == "task_arithmetic":
             made[name] = differences(base_tensor, list(tensors.values()))
-        elif method is not None and options.combine == method.method:
+        elif method is not None and options.combine == method.name and method.is_linear:
             made[name] = _decorrelated(name, base_tensor, tensors, method, device)
         elif combine is not None:
             made[name] = MergedFamily(name, base_tensor, tuple(tensors.values()), combine)
@@ -56,7 +55,7 @@ def families(
 
 
 def _decorrelated(
-    name: str, base: Tensor, experts: Mapping[str, Tensor], method: TSVMOptions, device: torch.device
+    name: str, base: Tensor, experts: Mapping[str, Tensor], method: SpectralMethod, device: torch.device
 ) -> LinearFamily:
     """U_perp_i S_i V_perp_i^T of every expert, and the mean for tensors that are no matrices.
 
@@ -69,7 +68,7 @@ def _decorrelated(
     return LinearFamily(base, tuple(_kept(share, base) for share in shares.values()))
 
 
-def _kept(share: Share, like: Tensor) -> Component:
+def _kept(share: ExpertShare, like: Tensor) -> Component:
     """A component as float32 factors or as it is, whichever is smaller."""
     host = torch.device("cpu")
     rank = max(left.shape[-1] for left, _ in share.products)

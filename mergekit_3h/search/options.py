@@ -7,17 +7,15 @@ because mergekit reads a list as a gradient over layers.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 from typing import Any, Literal
 
 from pydantic import Field
 
 from mergekit_3h.errors import OptionError
 from mergekit_3h.losses.options import LossOptions
-from mergekit_3h.options import checked
-
-LINEAR_COMBINATIONS = ("task_arithmetic", "tsvm", "rtsvm")
-"""Combinations whose merged weight is linear in the coefficients: W_0 + sum_i lambda_i C_i."""
+from mergekit_3h.options import parsed
+from mergekit_3h.search.combinations import is_linear, linear_combinations
+from mergekit_3h.spectral import registry
 
 SolverName = Literal["cocktail", "cmaes", "gradient", "grid"]
 
@@ -28,8 +26,8 @@ class SearchOptions(LossOptions):
     combine: str = Field(
         "task_arithmetic",
         min_length=1,
-        description="The merge method whose weights are searched. task_arithmetic, tsvm and rtsvm are linear in the "
-        "weights, so a candidate costs no decomposition; any other method of the host is merged anew for each.",
+        description="The merge method whose weights are searched. task_arithmetic and tsvm, for example, are "
+        "linear in the weights, so a candidate costs no decomposition; a method that is not is merged anew for each.",
     )
     solver: SolverName = Field(
         "gradient",
@@ -77,8 +75,8 @@ class SearchOptions(LossOptions):
     start: float | None = Field(
         None,
         allow_inf_nan=False,
-        description="Value of every coefficient of the first candidate, the uniform merge. Unset: 1 for tsvm and rtsvm "
-        "(their ordinary merge), 1/n otherwise.",
+        description="Value of every coefficient of the first candidate, the uniform merge. Unset: 1 for spectral "
+        "methods (their ordinary merge), 1/n otherwise.",
     )
     allow_negative: bool = Field(False, description="Let coefficients go down to -max_coefficient instead of 0.")
     max_coefficient: float = Field(2.0, gt=0.0, allow_inf_nan=False, description="Upper bound of every coefficient.")
@@ -148,7 +146,7 @@ class SearchOptions(LossOptions):
 
     def start_value(self, experts: int) -> float:
         """The coefficient that the uniform merge gives every expert."""
-        default = 1.0 if self.combine in ("tsvm", "rtsvm") else 1.0 / experts
+        default = 1.0 if self.combine in registry.names() else 1.0 / experts
         return default if self.start is None else self.start
 
     def bounds(self) -> tuple[float, float]:
@@ -157,27 +155,16 @@ class SearchOptions(LossOptions):
 
 def parse_search_options(given: Mapping[str, Any]) -> SearchOptions:
     """Search options from plain values; the error names the option, its value and what it may be."""
-    for name in given:
-        require_search_option(name)
-    options = SearchOptions(**{name: checked(SearchOptions, name, value) for name, value in given.items()})
+    options = parsed(SearchOptions, given, "the search")
     _require_consistent(options)
     return options
 
 
-def require_search_option(name: str) -> None:
-    """Raise with a suggestion unless the search has an option ``name``."""
-    known = list(SearchOptions.model_fields)
-    if name not in known:
-        close = get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"it has: {', '.join(known)}"
-        raise OptionError(f"the search has no option {name!r}; {hint}")
-
-
 def _require_consistent(options: SearchOptions) -> None:
-    if options.solver == "gradient" and options.combine not in LINEAR_COMBINATIONS:
+    if options.solver == "gradient" and not is_linear(options.combine):
         raise OptionError(
             f"option 'solver': got 'gradient' with combine {options.combine!r}; the gradient needs a combination that "
-            f"is linear in its weights: {', '.join(LINEAR_COMBINATIONS)}. Take solver 'cmaes' for the others."
+            f"is linear in its weights: {', '.join(linear_combinations())}. Take solver 'cmaes' for the others."
         )
     lower, upper = options.bounds()
     if options.start is not None and not lower <= options.start <= upper:

@@ -29,13 +29,15 @@ from mergekit_3h.losses import records as data
 from mergekit_3h.losses.answers import Answer, shared_tokenizer, tokenized
 from mergekit_3h.losses.objective import Objective
 from mergekit_3h.losses.records import LocatedRecord
-from mergekit_3h.options import METHODS, TSVMOptions, parse_options
 from mergekit_3h.search.candidate_model import CandidateModel, merged_parameters
+from mergekit_3h.search.combinations import is_linear, linear_combinations
 from mergekit_3h.search.components import Combine
 from mergekit_3h.search.families import families, placed
 from mergekit_3h.search.layout import Layout, layout_of
-from mergekit_3h.search.options import LINEAR_COMBINATIONS, SearchOptions
+from mergekit_3h.search.options import SearchOptions
 from mergekit_3h.search.runner import LocalRunner
+from mergekit_3h.spectral import registry
+from mergekit_3h.spectral.method import SpectralMethod
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Problem:
     """What is merged, on which data it is judged, and how. Checked as far as that is cheap when it is made.
 
     ``model`` is a loaded model of the base's architecture, which the search overwrites. ``method`` are the options of
-    tsvm or rtsvm. ``combine`` merges one tensor where the combination is not linear in the weights.
+    the spectral method, if one combines. ``combine`` merges one tensor where the combination is not linear in them.
     """
 
     base: WeightSource
@@ -52,7 +54,7 @@ class Problem:
     tokenizer: Any
     records: Sequence[LocatedRecord]
     options: SearchOptions
-    method: TSVMOptions | None = None
+    method: SpectralMethod | None = None
     combine: Combine | None = None
 
     def __post_init__(self) -> None:
@@ -108,13 +110,13 @@ class Problem:
         return LocalRunner(candidates, (self.base, *self.experts), Objective(self.answers, self.options.batch_size))
 
 
-def _require_method(options: SearchOptions, method: TSVMOptions | None, combine: Combine | None) -> None:
-    if options.combine in METHODS and (method is None or method.method != options.combine):
+def _require_method(options: SearchOptions, method: SpectralMethod | None, combine: Combine | None) -> None:
+    if options.combine in registry.names() and (method is None or method.name != options.combine):
         raise OptionError(f"combine {options.combine!r}: expected its options beside it, got {method!r}")
-    if options.combine not in LINEAR_COMBINATIONS and combine is None:
+    if not is_linear(options.combine) and combine is None:
         raise OptionError(
-            f"option 'combine': got {options.combine!r}; expected one of {', '.join(LINEAR_COMBINATIONS)}, or a merge "
-            "method of the host"
+            f"option 'combine': got {options.combine!r}; expected one of {', '.join(linear_combinations())}, or a "
+            "merge method of the host"
         )
 
 
@@ -124,7 +126,7 @@ def open_problem(
     data_files: str | Path | Iterable[str | Path],
     options: SearchOptions,
     *,
-    method: TSVMOptions | None = None,
+    method: SpectralMethod | None = None,
     combine: Combine | None = None,
     device: str | torch.device = "cpu",
 ) -> Problem:
@@ -136,8 +138,8 @@ def open_problem(
     tokenizer = shared_tokenizer({source.label: load_tokenizer(source.folder) for source in sources}, options)
     options = options.settled(sources[0].folder, str(device))
     model = _loaded(sources[0], options, device)
-    if options.combine in METHODS and method is None:
-        method = parse_options(options.combine, {})
+    if options.combine in registry.names() and method is None:
+        method = registry.parse_options(options.combine, {})
     return Problem(sources[0], tuple(sources[1:]), model, tokenizer, records, options, method, combine)
 
 

@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from mergekit_3h.errors import TensorError
-from mergekit_3h.kernels.assembly import Report, components, merge
 from mergekit_3h.kernels.devices import computing_device
-from mergekit_3h.kernels.memory import working_bytes
 from mergekit_3h.kernels.tasks import TaskMatrices
 from mergekit_3h.kernels.whole_tensors import is_finite, mean_share, mean_update
 from mergekit_3h.kernels.workers import Job, run_jobs
@@ -22,10 +20,9 @@ from mergekit_3h.kernels.workers import Job, run_jobs
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mergekit_3h.kernels.settings import Settings
-    from mergekit_3h.options import TSVMOptions
+    from mergekit_3h.spectral.method import SpectralMethod
 
-LOG = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 SMALLEST_FUSED_SIDE = 8
 """A three-dimensional tensor whose matrices are smaller than this is a convolution, not fused experts. A heuristic: the
@@ -42,7 +39,7 @@ def merge_tensor(
     base: Tensor,
     experts: Mapping[str, Tensor],
     weights: Mapping[str, float],
-    options: TSVMOptions,
+    method: SpectralMethod,
     *,
     base_label: str = "the base model",
 ) -> Tensor:
@@ -57,50 +54,51 @@ def merge_tensor(
     dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors), base.dtype)
     if base.numel() == 0:
         return base.to(dtype, copy=True)
-    if not merges_as_matrices(name, base, options):
-        return _added(base, mean_update(tensors, base, factors), options, dtype)
+    if not merges_as_matrices(name, base, method):
+        return _added(base, mean_update(tensors, base, factors), method, dtype)
     if base.ndim == 2:
-        return _added(base, _merged_matrix(name, base, tensors, factors, options.settings()), options, dtype)
+        return _added(base, _merged_matrix(name, base, tensors, factors, method), method, dtype)
     result = torch.empty(base.shape, dtype=dtype, device=base.device)
 
     def begin(i: int) -> Callable[[], None]:
         layer = [tensor[i] for tensor in tensors]
 
         def merge_layer() -> None:
-            update = _merged_matrix(f"{name}[{i}]", base[i], layer, factors, options.settings())
-            result[i] = _added(base[i], update, options, dtype)
+            update = _merged_matrix(f"{name}[{i}]", base[i], layer, factors, method)
+            result[i] = _added(base[i], update, method, dtype)
 
         return merge_layer
 
-    need = matrix_bytes(base.shape, dtype, len(tensors), options)
+    need = matrix_bytes(base.shape, dtype, len(tensors), method)
     room = int(MOST_EXTRA * sum(tensor.nbytes for tensor in [base, *tensors])) - result.nbytes
     run_jobs(computing_device(base.device), [Job(need, partial(begin, i)) for i in range(base.shape[0])], room)
     return result
 
 
-def matrix_bytes(shape: Sequence[int], dtype: torch.dtype, experts: int, options: TSVMOptions) -> int:
+def matrix_bytes(shape: Sequence[int], dtype: torch.dtype, experts: int, method: SpectralMethod) -> int:
     """What merging one matrix takes at most beyond its inputs, its result included."""
     rows, columns = shape[-2:]
-    settings = options.settings()
-    is_literal = settings.order == "orthogonalize_first" and rows != columns
-    width = min(rows, columns) * (experts if is_literal or settings.rank_budget == "per_task" else 1)
-    return working_bytes(rows, columns, width, result_itemsize=max(4, dtype.itemsize))
+    return method.working_bytes(rows, columns, experts, result_itemsize=max(4, dtype.itemsize))
 
 
-def _added(base: Tensor, update: Tensor, options: TSVMOptions, dtype: torch.dtype) -> Tensor:
-    return update.mul_(options.lambda_).add_(base).to(dtype)
+def _added(base: Tensor, update: Tensor, method: SpectralMethod, dtype: torch.dtype) -> Tensor:
+    return update.mul_(method.lambda_).add_(base).to(dtype)
 
 
-def _merged_matrix(name: str, base: Tensor, experts: list[Tensor], factors: list[float], settings: Settings) -> Tensor:
+def _merged_matrix(
+    name: str, base: Tensor, experts: list[Tensor], factors: list[float], method: SpectralMethod
+) -> Tensor:
     device = computing_device(base.device)
     tasks = TaskMatrices([expert.to(device) for expert in experts], base.to(device))
-    update, report = merge(tasks, factors, settings)
-    _log(name, report)
+    update, report = method.merge(tasks, factors)
+    log.debug("%s: %s", name, report)
+    for level, remark in method.remarks(report):
+        log.log(level, "%s: %s", name, remark)
     return update.to(base.device)
 
 
 @dataclass(frozen=True)
-class Component:
+class ExpertShare:
     """One expert's share C_i of a merged tensor, W = W_0 + sum_i w_i C_i, as products left @ right or as it is.
 
     A three-dimensional tensor has a product for each of its matrices.
@@ -120,28 +118,32 @@ class Component:
 
 @torch.no_grad()
 def tensor_components(
-    name: str, base: Tensor, experts: Mapping[str, Tensor], options: TSVMOptions, *, base_label: str = "the base model"
-) -> dict[str, Component]:
+    name: str,
+    base: Tensor,
+    experts: Mapping[str, Tensor],
+    method: SpectralMethod,
+    *,
+    base_label: str = "the base model",
+) -> dict[str, ExpertShare]:
     """The shares of every expert in the tensor ``name``: ``merge_tensor`` is linear in the weights, and these are its
     coefficients, in float64, up to its rounding."""
     require_mergeable(name, {base_label: base, **experts})
     tensors = list(experts.values())
-    if base.numel() == 0 or not merges_as_matrices(name, base, options):
-        shares = [Component([], whole=options.lambda_ * mean_share(tensor, base, len(tensors))) for tensor in tensors]
+    if base.numel() == 0 or not merges_as_matrices(name, base, method):
+        shares = [ExpertShare([], whole=method.lambda_ * mean_share(tensor, base, len(tensors))) for tensor in tensors]
         return dict(zip(experts, shares, strict=True))
-    settings = options.settings()
     matrices = zip(base, *tensors, strict=True) if base.ndim == 3 else [(base, *tensors)]
-    layers = [components(TaskMatrices(layer, layer_base), settings) for layer_base, *layer in matrices]
+    layers = [method.components(TaskMatrices(layer, layer_base)) for layer_base, *layer in matrices]
     return {
-        label: Component([(options.lambda_ * layer[i][0], layer[i][1]) for layer in layers], is_stack=base.ndim == 3)
+        label: ExpertShare([(method.lambda_ * layer[i][0], layer[i][1]) for layer in layers], is_stack=base.ndim == 3)
         for i, label in enumerate(experts)
     }
 
 
-def merges_as_matrices(name: str, tensor: Tensor, options: TSVMOptions) -> bool:
+def merges_as_matrices(name: str, tensor: Tensor, method: SpectralMethod) -> bool:
     """Whether ``name`` takes the singular-vector way, by its shape and the option ``exclude``."""
     fused = tensor.ndim == 3 and min(tensor.shape[1:]) >= SMALLEST_FUSED_SIDE
-    return (tensor.ndim == 2 or fused) and not is_excluded(name, options.exclude)
+    return (tensor.ndim == 2 or fused) and not is_excluded(name, method.exclude)
 
 
 def is_excluded(name: str, exclude: str) -> bool:
@@ -171,21 +173,3 @@ def require_mergeable(name: str, tensors: Mapping[str, Tensor]) -> None:
                 f"tensor {name!r} of {label} holds NaN or infinity. Check that this checkpoint loads and was saved "
                 "whole; a merge with it would be NaN too."
             )
-
-
-def _log(name: str, report: Report) -> None:
-    LOG.debug("%s: %s", name, report)
-    if any(report.dependent):
-        LOG.info(
-            "%s: %d directions of the output side and %d of the input side are the same in several experts; they are "
-            "merged as one",
-            name,
-            *report.dependent,
-        )
-    if report.omega is not None and report.omega > 0.99:
-        LOG.warning(
-            "%s: sparsity Omega = %.3f, so the rank is %d whatever the layer holds; epsilon_mode: relative adapts it",
-            name,
-            report.omega,
-            report.budget,
-        )

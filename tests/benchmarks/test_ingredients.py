@@ -19,11 +19,11 @@ from mergekit_3h.benchmarks.checkpoints import llama_of, parse_parameters, write
 from mergekit_3h.benchmarks.contenders import FULL_SVD, OURS, Recipe, prepare
 from mergekit_3h.benchmarks.families import MatrixShape
 from mergekit_3h.benchmarks.growth import decomposed_sides
-from mergekit_3h.benchmarks.literal import merge_literally
 from mergekit_3h.benchmarks.memory import PeakMemory
 from mergekit_3h.benchmarks.problems import UPDATE_RMS, Problem, make_inputs, unrounded_updates
 from mergekit_3h.benchmarks.products import product_flops
 from mergekit_3h.errors import OptionError
+from mergekit_3h.spectral.literal import merge_literally
 
 CPU = torch.device("cpu")
 

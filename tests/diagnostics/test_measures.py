@@ -25,7 +25,7 @@ from mergekit_3h.diagnostics.subspaces import (
 )
 from mergekit_3h.kernels.ranks import sparsity
 from mergekit_3h.kernels.tasks import TaskMatrices
-from mergekit_3h.options import RTSVMOptions
+from mergekit_3h.spectral.rtsvm import RTSVM
 
 EXACT = 1e-12
 """Sums of a few thousand float64 products."""
@@ -156,13 +156,13 @@ def test_omega_at_many_thresholds_is_the_kernels(three_updates: tuple[Tensor, li
     tasks = TaskMatrices(experts, base)
     sums = sum_entries(tasks)
     for exponent in (-30, -16, -13, -12, 0):
-        options = RTSVMOptions(epsilon_mode="absolute", epsilon=2.0 ** (exponent / 2))
+        options = RTSVM(epsilon_mode="absolute", epsilon=2.0 ** (exponent / 2))
         assert sums.sparsity_below(exponent) == sparsity(tasks, options.settings())
 
 
 def test_a_tensor_of_one_axis_has_no_spectrum() -> None:
     base = torch.ones(32)
-    row = measure_tensor("norm", base, [base + 0.1, base], RTSVMOptions().settings(), is_matrix=False)
+    row = measure_tensor("norm", base, [base + 0.1, base], RTSVM().settings(), is_matrix=False)
     assert row.matrix is None and row.experts[0].spectrum is None
     assert row.experts[1].unchanged == 1 and row.experts[1].kurtosis == 0 and row.pairs[0].cosine == 0
     assert row.experts[0].relative_size == pytest.approx(0.1, rel=1e-6)
@@ -170,7 +170,7 @@ def test_a_tensor_of_one_axis_has_no_spectrum() -> None:
 
 def test_updates_of_zero_and_a_base_of_zero() -> None:
     zero = torch.zeros(24, 16)
-    row = measure_tensor("w", zero, [zero, torch.randn(24, 16)], RTSVMOptions().settings(), is_matrix=True)
+    row = measure_tensor("w", zero, [zero, torch.randn(24, 16)], RTSVM().settings(), is_matrix=True)
     assert row.experts[0].relative_size is None
     assert row.experts[0].spectrum is not None and row.experts[0].spectrum.rank == 0
     assert row.experts[0].spectrum.values == [] and row.experts[0].spectrum.effective_rank == 0

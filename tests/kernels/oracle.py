@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mergekit_3h.kernels.settings import Settings
-from mergekit_3h.options import parse_options
+from mergekit_3h.spectral.registry import parse_options
 
 
 def settings(method: str = "tsvm", **options: object) -> Settings:

@@ -102,7 +102,7 @@ def test_the_bits_do_not_depend_on_the_number_of_workers(blas_threads: str, thre
         "torch.set_num_threads(int(sys.argv[1]))\n"
         "from mergekit_3h.kernels.assembly import merge\n"
         "from mergekit_3h.kernels.tasks import TaskMatrices\n"
-        "from mergekit_3h.options import parse_options\n"
+        "from mergekit_3h.spectral.registry import parse_options\n"
         "torch.manual_seed(0)\n"
         "wide = {'rank_budget': 'per_task'}\n"
         "for shape, options in (((600, 600), {}), ((2100, 520), {}), ((520, 700), {}), ((420, 300), wide)):\n"

@@ -16,7 +16,7 @@ from mergekit_3h.benchmarks.memory import PeakMemory
 from mergekit_3h.kernels.assembly import merge
 from mergekit_3h.kernels.tasks import TaskMatrices
 from mergekit_3h.spectral.tensors import matrix_bytes
-from mergekit_3h.options import parse_options
+from mergekit_3h.spectral.registry import parse_options
 
 rows, columns, experts, options = json.loads(sys.argv[1])
 options = parse_options("rtsvm", options)

@@ -9,7 +9,7 @@ import torch
 from kernels.oracle import merge_truncated, relative
 
 from mergekit_3h.errors import TensorError
-from mergekit_3h.options import parse_options
+from mergekit_3h.spectral.registry import parse_options
 from mergekit_3h.spectral.tensors import MOST_EXTRA, is_excluded, matrix_bytes, merge_tensor, tensor_components
 
 

@@ -13,11 +13,14 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 import fusion_bench_ext
-from fusion_bench_ext.algorithms import RTSVM, TSVM, MergeKitAlgorithm, SafetyMerge
-from mergekit_3h.options import METHODS, ModelOptions
+from fusion_bench_ext.algorithms import MergeKitAlgorithm, SafetyMerge, spectral
+from mergekit_3h.spectral import registry
+from mergekit_3h.spectral.method import ExpertOptions
 
 CONFIGS = Path(fusion_bench_ext.__file__).parent / "config"
-ALGORITHMS = {"tsvm": TSVM, "rtsvm": RTSVM, "mergekit": MergeKitAlgorithm, "safety_merge": SafetyMerge}
+FILES = {"mergekit": MergeKitAlgorithm, "safety_merge": SafetyMerge}
+SPECTRAL = {name: getattr(spectral, method.__name__) for name, method in registry.methods().items()}
+ALGORITHMS = FILES | SPECTRAL
 
 
 def compose(*overrides: str):
@@ -26,7 +29,7 @@ def compose(*overrides: str):
 
 
 def test_every_method_config_is_known_here():
-    assert {path.stem for path in (CONFIGS / "method").iterdir()} == set(ALGORITHMS)
+    assert {path.stem for path in (CONFIGS / "method").iterdir()} == set(FILES)
 
 
 @pytest.mark.parametrize(("name", "algorithm"), ALGORITHMS.items())
@@ -36,15 +39,15 @@ def test_resolves_to_our_algorithm(name, algorithm):
     assert method._target_ == f"{algorithm.__module__}.{algorithm.__qualname__}"
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", registry.names())
 def test_keys_and_defaults_are_those_of_the_options(name):
     method = dict(OmegaConf.to_container(compose(f"method={name}").method))
-    declared = {field.alias or key: field.default for key, field in METHODS[name].model_fields.items()}
-    declared |= {key: field.default for key, field in ModelOptions.model_fields.items()}
+    declared = {field.alias or key: field.default for key, field in registry.method(name).model_fields.items()}
+    declared |= {key: field.default for key, field in ExpertOptions.model_fields.items()}
     assert {key: value for key, value in method.items() if key in declared} == declared
     assert set(method) - set(declared) == {"_target_", "memory_gb", "model_save_path"}
     algorithm = ALGORITHMS[name](**{key: value for key, value in method.items() if key != "_target_"})
-    assert algorithm.options == METHODS[name]()
+    assert algorithm.options == registry.method(name)()
     # What the algorithm writes, say into a model card, reads back as the same config.
     written = {key: value for key, value in algorithm.config.items() if key in method}
     assert written == method

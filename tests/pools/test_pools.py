@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from fusion_bench_ext.algorithms import TSVM, MergeKitAlgorithm, StreamingAlgorithm
 from mergekit_3h.errors import ModelError
-from mergekit_3h.options import parse_options
+from mergekit_3h.spectral.registry import parse_options
 from mergekit_3h.spectral.tensors import merge_tensor
 
 from .conftest import differing, logits, merge_config, named_experts, pool_of, reload, stored

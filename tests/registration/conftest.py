@@ -6,6 +6,7 @@ import shutil
 import sys
 import sysconfig
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 from registration.environments import (
@@ -40,11 +41,19 @@ SECOND_PACKAGE = {
             return share(group)
     """,
 }
-STAND_IN_METHOD = """
-from mergekit.merge_methods.base import MergeMethod
+STAND_IN_METHODS = {
+    "spectral": """
+        from mergekit.merge_methods.base import MergeMethod
 
-METHOD = MergeMethod("{name}")
-"""
+        tsvm, rtsvm = MergeMethod("tsvm"), MergeMethod("rtsvm")
+    """,
+    "safety_merge": """
+        from mergekit.merge_methods.base import MergeMethod
+
+        METHOD = MergeMethod("safety_merge")
+    """,
+}
+"""Modules of ``mergekit_3h.methods`` without torch."""
 
 
 @pytest.fixture(scope="session")
@@ -87,9 +96,8 @@ def installed(
     environment = create_environment(python, tmp_path_factory.mktemp("installed") / request.param)
     environment.install(wheel, second_package)
     shutil.copytree(STAND_IN, environment.site_packages / "mergekit")
-    for name in ("tsvm", "rtsvm", "safety_merge"):
-        module = environment.site_packages / "mergekit_3h" / "methods" / f"{name}.py"
-        module.write_text(STAND_IN_METHOD.format(name=name))
+    for name, source in STAND_IN_METHODS.items():
+        (environment.site_packages / "mergekit_3h" / "methods" / f"{name}.py").write_text(dedent(source))
     return environment
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from registration.conftest import STAND_IN_METHODS
 from registration.environments import Environment, build_wheel, write_project
 from registration.test_hook import ALL, NAMES, WITHOUT_HOOK
 
@@ -136,7 +137,7 @@ def test_unreadable_metadata(changeable: Environment) -> None:
 
 def test_uninstalling_leaves_nothing(changeable: Environment) -> None:
     changeable.run(NAMES)
-    for name in ("tsvm", "rtsvm", "safety_merge"):  # the stand-ins are no files of the wheel
+    for name in STAND_IN_METHODS:  # they are no files of the wheel
         (changeable.site_packages / "mergekit_3h" / "methods" / f"{name}.py").unlink()
     changeable.pip("uninstall", "-y", "mergekit-3h")
     left = [path for path in changeable.site_packages.rglob("*mergekit_3h*") if path.is_file()]

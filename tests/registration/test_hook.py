@@ -123,7 +123,7 @@ def test_the_module_looks_as_if_there_were_no_hook(installed: Environment) -> No
     "first",
     [
         "mergekit.merge_methods.registry",
-        "mergekit_3h.methods.tsvm",
+        "mergekit_3h.methods.spectral",
         "second_package.equal_parts",
         "second_package.sharing",
     ],
@@ -162,7 +162,7 @@ def test_importing_again(installed: Environment) -> None:
 
 @pytest.mark.parametrize("where", ["registry", "package"])
 def test_a_mergekit_that_loads_the_group_itself(installed: Environment, where: str) -> None:
-    for first in ("", "import mergekit_3h.methods", "import mergekit_3h.methods.rtsvm"):
+    for first in ("", "import mergekit_3h.methods", "import mergekit_3h.methods.spectral"):
         names = installed.answer(first + NAMES, STAND_IN_LOADS_ENTRY_POINTS=where)
         assert sorted(names) == sorted(ALL), first
 

@@ -14,7 +14,7 @@ import torch
 from registration.environments import REPOSITORY, STAND_IN, Environment, build_wheel, write_project
 from safetensors.torch import load_file, save_file
 
-from mergekit_3h.registration import GROUP, OWN_METHODS
+from mergekit_3h.registration import GROUP, own_methods
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -36,7 +36,7 @@ def test_the_wheel_puts_the_start_up_files_beside_the_package(wheel: Path) -> No
 
 def test_own_methods_are_those_that_the_project_declares() -> None:
     declared = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["entry-points"][GROUP]
-    assert {entry_point.name: entry_point.value for entry_point in OWN_METHODS} == declared
+    assert {entry_point.name: entry_point.value for entry_point in own_methods()} == declared
 
 
 @pytest.fixture
@@ -56,10 +56,13 @@ def editable(beside_pytest: Environment, source: Path, tmp_path: Path) -> Enviro
 
 def test_editable_install(editable: Environment, source: Path) -> None:
     assert {path.name for path in editable.site_packages.iterdir()} >= START_UP_FILES
-    for name in ("tsvm", "rtsvm", "safety_merge"):
-        (source / "mergekit_3h" / "methods" / f"{name}.py").write_text(
-            f"from mergekit.merge_methods import merge_method\n\n\n"
-            f"METHOD = merge_method(name='edited_{name}')(lambda group: group)\n"
+    edited = {"spectral": {"tsvm": "tsvm", "rtsvm": "rtsvm"}, "safety_merge": {"METHOD": "safety_merge"}}
+    for module, methods in edited.items():
+        lines = [
+            f"{name} = merge_method(name='edited_{method}')(lambda group: group)" for name, method in methods.items()
+        ]
+        (source / "mergekit_3h" / "methods" / f"{module}.py").write_text(
+            "\n".join(["from mergekit.merge_methods import merge_method", *lines]) + "\n"
         )
     assert sorted(editable.answer(NAMES)) == ["edited_rtsvm", "edited_safety_merge", "edited_tsvm", "linear"]
 
@@ -104,7 +107,7 @@ def with_real_mergekit(
     return environment
 
 
-@pytest.mark.parametrize("first", ["mergekit.plan", "mergekit_3h.methods.rtsvm"])
+@pytest.mark.parametrize("first", ["mergekit.plan", "mergekit_3h.methods.spectral"])
 def test_real_mergekit_has_the_methods_whatever_is_imported_first(with_real_mergekit: Environment, first: str) -> None:
     names = with_real_mergekit.answer(f"import {first}{NAMES}")
     assert {"tsvm", "rtsvm", "safety_merge", "equal_parts", "my_mean", "linear"} <= set(names)

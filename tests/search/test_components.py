@@ -10,12 +10,12 @@ from tiny_models import Family
 from torch import Tensor
 
 from mergekit_3h.errors import OptionError
-from mergekit_3h.options import parse_options
 from mergekit_3h.search import CheckpointSource, SearchOptions, StateDictSource
 from mergekit_3h.search.candidate_model import CandidateModel
 from mergekit_3h.search.components import Dense, Difference, Factors, MergedFamily
 from mergekit_3h.search.families import families, placed
 from mergekit_3h.search.layout import layout_of
+from mergekit_3h.spectral.registry import parse_options
 from mergekit_3h.spectral.tensors import merge_tensor
 
 CPU = torch.device("cpu")

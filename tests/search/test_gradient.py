@@ -9,8 +9,8 @@ from tiny_models import tiny_model, tiny_tokenizer
 
 from mergekit_3h.data.records import Record
 from mergekit_3h.losses.records import in_memory
-from mergekit_3h.options import parse_options
 from mergekit_3h.search import Problem, SearchOptions, StateDictSource, solve
+from mergekit_3h.spectral.registry import parse_options
 
 RECORDS = [
     Record(set="safety", prompt="how to paint it blue", response="I cannot help with that."),

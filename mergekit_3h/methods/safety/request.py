@@ -16,15 +16,17 @@ from mergekit_3h.checkpoints.locations import hub_is_offline, locate
 from mergekit_3h.errors import ModelError, OptionError
 from mergekit_3h.lint.places import Place, parameter_places
 from mergekit_3h.lint.source import read_documents
-from mergekit_3h.options import METHODS, TSVMOptions, parse_options
 from mergekit_3h.safety.options import (
     RunOptions,
     SafetyMergeOptions,
     parse_safety_merge_options,
     safety_merge_option_names,
 )
+from mergekit_3h.search.combinations import is_linear as linear
 from mergekit_3h.search.combinations import require_plain, require_searchable
-from mergekit_3h.search.options import LINEAR_COMBINATIONS, SearchOptions
+from mergekit_3h.search.options import SearchOptions
+from mergekit_3h.spectral import registry
+from mergekit_3h.spectral.method import SpectralMethod
 from mergekit_3h.suggestions import did_you_mean
 
 METHOD_NAME = "safety_merge"
@@ -64,9 +66,9 @@ class Request:
         config = {"merge_method": self.options.combine, "base_model": _text(self.base), "models": models}
         return {**config, **({"parameters": dict(self.shared)} if self.shared else {}), **self.kept}
 
-    def method_options(self) -> TSVMOptions | None:
+    def method_options(self) -> SpectralMethod | None:
         """The options of tsvm or rtsvm, if one of them combines the models."""
-        if self.options.combine not in METHODS:
+        if self.options.combine not in registry.names():
             return None
         for name, value in self.shared.items():
             if isinstance(value, list | dict):
@@ -74,7 +76,7 @@ class Request:
                     f"option {name!r}: got {value!r}; while safety_merge searches, {self.options.combine} takes one "
                     "value for all tensors"
                 )
-        return parse_options(self.options.combine, self.shared)
+        return registry.parse_options(self.options.combine, self.shared)
 
     def folders(self, cache: str | None, lora_cache: str | None, trust_remote_code: bool) -> dict[str, Path]:
         """Where the models are, by label, the base first."""
@@ -264,7 +266,7 @@ def _require_global(place: Place, name: str) -> None:
 
 
 def is_linear(options: SearchOptions) -> bool:
-    return options.combine in LINEAR_COMBINATIONS
+    return linear(options.combine)
 
 
 def _text(model: ModelReference) -> Any:

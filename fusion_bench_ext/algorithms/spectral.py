@@ -1,8 +1,12 @@
-"""What ``tsvm`` and ``rtsvm`` share: their options from the one declaration, the kernel one tensor at a time."""
+"""Spectral methods as FusionBench algorithms: their options from the one declaration, the kernel one tensor at a time.
+
+Every method of ``mergekit_3h.spectral.registry`` has a class in this module, under the name of its own class.
+"""
 
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -11,32 +15,35 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
 from fusion_bench_ext.algorithms.streaming import StreamingAlgorithm
-from fusion_bench_ext.errors import shown_by_hydra, unknown_name
+from fusion_bench_ext.errors import shown_by_hydra
 from fusion_bench_ext.models import TensorFacts
 from mergekit_3h.errors import ModelError, OptionError
 from mergekit_3h.kernels.workers import blas_threads
-from mergekit_3h.options import METHODS, ModelOptions, TSVMOptions, checked, option_names, parse_options
+from mergekit_3h.options import checked, require_known
+from mergekit_3h.spectral import registry
+from mergekit_3h.spectral.method import ExpertOptions, SpectralMethod
 from mergekit_3h.spectral.tensors import matrix_bytes, merge_tensor
+from mergekit_3h.suggestions import did_you_mean
 
 _BASE = "_pretrained_"
 
 
-class SingularVectorAlgorithm(StreamingAlgorithm):
-    """A method of ``mergekit_3h.options.METHODS``; each option is an attribute, under its YAML key in ``config``.
+class SpectralAlgorithm(StreamingAlgorithm):
+    """One spectral method; each option is an attribute, under its YAML key in ``config``.
 
     ``weight`` is a number for all experts, a list in the pool's order, or a mapping from model names, where those not
     named have the default. ``lambda`` is a keyword of Python: as an attribute it is ``lambda_``, and in a call it is
     given as ``**{"lambda": 0.5}``. Tensors are merged side by side, one BLAS thread each, within ``memory_gb``.
     """
 
-    method: ClassVar[str]
+    method: ClassVar[type[SpectralMethod]]
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        keys = {attribute: field.alias or attribute for attribute, field in METHODS[cls.method].model_fields.items()}
+        keys = {attribute: field.alias or attribute for attribute, field in cls.method.model_fields.items()}
         own = {"weight": "weight", "memory_gb": "memory_gb"}
         cls._config_mapping = StreamingAlgorithm._config_mapping | keys | own
-        cls.title = METHODS[cls.method].pretty_name
+        cls.title = cls.method.title
 
     def __init__(
         self,
@@ -50,28 +57,30 @@ class SingularVectorAlgorithm(StreamingAlgorithm):
         super().__init__(model_save_path=model_save_path, **host_keys)
         with shown_by_hydra():
             for name in options:
-                known = [*option_names(self.method), "memory_gb", "model_save_path"]
-                if name not in known:
-                    raise unknown_name(f"{self.method} has no option", name, known)
-            parsed = parse_options(self.method, options)
+                require_known(
+                    self.method.name, name, [*registry.option_names(self.method.name), "memory_gb", "model_save_path"]
+                )
+            parsed = registry.parse_options(self.method.name, options)
             self.weight = _plain(weight)
             _require_weights(self.weight)
             _require_memory(memory_gb)
         self.memory_gb = memory_gb
-        for attribute in METHODS[self.method].model_fields:
+        for attribute in self.method.model_fields:
             setattr(self, attribute, getattr(parsed, attribute))
 
     @property
-    def options(self) -> TSVMOptions:
+    def options(self) -> SpectralMethod:
         """The options as they are now, checked again: attributes may have been set since."""
-        fields = METHODS[self.method].model_fields
-        return parse_options(self.method, {field.alias or key: getattr(self, key) for key, field in fields.items()})
+        fields = self.method.model_fields
+        return registry.parse_options(
+            self.method.name, {field.alias or key: getattr(self, key) for key, field in fields.items()}
+        )
 
     def base_name(self, modelpool: BaseModelPool) -> str:
         if not modelpool.has_pretrained:
             raise ModelError(
-                f"{self.method} needs the model that the experts were trained from: add it to the pool's models as "
-                f"{_BASE!r}. The pool has: {modelpool.all_model_names}"
+                f"{self.method.name} needs the model that the experts were trained from: add it to the pool's models "
+                f"as {_BASE!r}. The pool has: {modelpool.all_model_names}"
             )
         return _BASE
 
@@ -103,8 +112,8 @@ def expert_weights(weight: Any, experts: Sequence[str]) -> dict[str, float]:
     if isinstance(weight, Mapping):
         for name in weight:
             if name not in experts:
-                raise unknown_name("option 'weight': the pool has no model", str(name), experts)
-        default = ModelOptions.model_fields["weight"].default
+                raise OptionError(f"option 'weight': the pool has no model {name!r}; {did_you_mean(name, experts)}")
+        default = ExpertOptions.model_fields["weight"].default
         return {name: _number(weight.get(name, default)) for name in experts}
     if isinstance(weight, list | tuple):
         if len(weight) != len(experts):
@@ -129,8 +138,33 @@ def _require_memory(memory_gb: Any) -> None:
 
 
 def _number(value: Any) -> float:
-    return checked(ModelOptions, "weight", value)
+    return checked(ExpertOptions, "weight", value)
 
 
 def _plain(value: Any) -> Any:
     return OmegaConf.to_container(value, resolve=True) if isinstance(value, DictConfig | ListConfig) else value
+
+
+def class_name(method: str) -> str:
+    """What the class of a method is called in this module."""
+    return registry.method(method).__name__
+
+
+_made: dict[str, type[SpectralAlgorithm]] = {}
+_making = threading.Lock()
+
+
+def __getattr__(name: str) -> type[SpectralAlgorithm]:
+    method = None if name.startswith("_") else _method_of_class(name)
+    if method is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    with _making:
+        if name not in _made:
+            about = f"{method.title}, {method.paper}; its options are those of ``{method.__module__}.{name}``."
+            names = {"method": method, "__module__": __name__, "__doc__": about}
+            _made[name] = type(name, (SpectralAlgorithm,), names)
+        return _made[name]
+
+
+def _method_of_class(name: str) -> type[SpectralMethod] | None:
+    return next((method for method in registry.methods().values() if method.__name__ == name), None)

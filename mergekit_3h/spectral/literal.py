@@ -1,4 +1,4 @@
-"""TSVM as the paper writes it, by full SVDs in a few lines of torch: a contender in float32, the oracle in float64."""
+"""TSVM as the paper writes it, by full SVDs in a few lines of torch: slow, and the oracle in float64."""
 
 from __future__ import annotations
 

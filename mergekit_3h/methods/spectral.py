@@ -1,9 +1,12 @@
-"""``tsvm`` and ``rtsvm`` as mergekit merge methods: parameters from the options, one tensor at a time to the kernel."""
+"""Spectral methods as mergekit merge methods: parameters from the options, one tensor at a time to the kernel.
+
+Every method of ``mergekit_3h.spectral.registry`` is an attribute of this module, under its name.
+"""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Hashable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -13,32 +16,31 @@ from mergekit.merge_methods.base import (
     InputContract,
     MergeMethodSpec,
     ParameterScope,
-    ParameterSpec,
     TensorGroup,
 )
-from pydantic import BaseModel, PlainValidator
-from typing_extensions import Annotated  # noqa: UP035 - mergekit compares with this one on Python 3.10
 
 from mergekit_3h.kernels.workers import blas_threads
 from mergekit_3h.methods.host_errors import HostError, shown_by_mergekit
+from mergekit_3h.methods.parameters import parameter_specs
 from mergekit_3h.methods.planning import check_plan
-from mergekit_3h.options import METHODS, PAPER_URLS, ModelOptions, checked
+from mergekit_3h.spectral import registry
+from mergekit_3h.spectral.method import ExpertOptions
 from mergekit_3h.spectral.tensors import merge_tensor
 
 
-class SingularVectorMethod(GroupMergeMethod):
-    """A method of ``mergekit_3h.options.METHODS`` under mergekit's contract."""
+class SpectralMergeMethod(GroupMergeMethod):
+    """A spectral method under mergekit's contract."""
 
     def __init__(self, name: str) -> None:
-        self.options = METHODS[name]
+        self.method = registry.method(name)
         self.spec = MergeMethodSpec(
             name=name,
-            pretty_name=self.options.pretty_name,
-            reference_url=PAPER_URLS[name],
+            pretty_name=self.method.title,
+            reference_url=self.method.paper,
             contract=InputContract(base=BasePolicy.REQUIRED),
             parameters=(
-                *_parameters(name, self.options, ParameterScope.SHARED),
-                *_parameters(name, ModelOptions, ParameterScope.NON_BASE),
+                *parameter_specs(name, self.method, ParameterScope.SHARED),
+                *parameter_specs(name, ExpertOptions, ParameterScope.NON_BASE),
             ),
         )
 
@@ -70,26 +72,19 @@ class SingularVectorMethod(GroupMergeMethod):
                 base.tensor,
                 {str(entry.id): entry.tensor for entry in group.non_base},
                 {str(entry.id): weight[entry.id] for entry in group.non_base},
-                self.options(**parameters),
+                self.method(**parameters),
                 base_label=f"the base model {base.id}",
             )
 
 
-def _parameters(method: str, declaration: type[BaseModel], scope: ParameterScope) -> list[ParameterSpec]:
-    def validate(name: str, value: Any) -> Any:
-        with shown_by_mergekit():
-            try:
-                return checked(declaration, name, value)
-            except Exception as error:
-                raise HostError(f"{method}: {error}") from None
+_made: dict[str, SpectralMergeMethod] = {}
+_making = threading.Lock()
 
-    return [
-        ParameterSpec(
-            name=field.alias or key,
-            value_type=Annotated[Any, PlainValidator(partial(validate, field.alias or key))],
-            scope=scope,
-            default=field.default,
-            description=field.description,
-        )
-        for key, field in declaration.model_fields.items()
-    ]
+
+def __getattr__(name: str) -> SpectralMergeMethod:
+    if name not in registry.names():
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    with _making:  # mergekit takes a second object of one name for another method
+        if name not in _made:
+            _made[name] = SpectralMergeMethod(name)
+        return _made[name]

@@ -1,0 +1,115 @@
+"""What a spectral merge method is: its options, and what it makes of the updates of one matrix.
+
+The class is the declaration of the options; an instance holds their values. Hosts, search, benchmarks, lint and docs
+read nothing else, so a method is one file with one class.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from torch import Tensor
+
+from mergekit_3h.kernels.tasks import TaskMatrices
+
+
+class ExpertOptions(BaseModel):
+    """Options that each expert may have for itself."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    weight: float = Field(
+        1.0,
+        allow_inf_nan=False,
+        description="Factor on this expert's singular values (and on its share of the mean, for tensors that are "
+        "averaged). An expert of weight 0 adds nothing but still takes part in the decorrelation.",
+    )
+
+
+class SpectralMethod(BaseModel, ABC):
+    """A method under its ``name``. What it does to a matrix it does to each matrix of a tensor of fused experts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    paper: ClassVar[str]
+    """Address of the paper that defines it."""
+    is_linear: ClassVar[bool] = True
+    """Whether the merged update is linear in the experts' weights, with the ``components`` as coefficients."""
+
+    lambda_: float = Field(
+        1.0,
+        alias="lambda",
+        allow_inf_nan=False,
+        description="Factor on the merged update before it is added to the base.",
+    )
+    exclude: str = Field(
+        "",
+        description="Tensors merged by the plain weighted mean of their updates instead: comma-separated patterns; one "
+        "with * or ? must match the whole tensor name, any other is looked for inside it.",
+    )
+
+    @abstractmethod
+    def merge(self, tasks: TaskMatrices, weights: Sequence[float]) -> tuple[Tensor, Any]:
+        """The merged update in the checkpoint's orientation, before the factor lambda, and a report how it came about.
+
+        The report is a dataclass of plain values. Where it says something that ``kernels.assembly.Report`` says too,
+        the field has the same name.
+        """
+
+    def components(self, tasks: TaskMatrices) -> list[tuple[Tensor, Tensor]]:
+        """Factors left @ right of every expert's share C_i of the merged update, if that is sum_i w_i C_i."""
+        raise NotImplementedError(f"{self.name} is not linear in the weights, so it has no components")
+
+    @abstractmethod
+    def working_bytes(self, rows: int, columns: int, experts: int, result_itemsize: int) -> int:
+        """What merging a matrix takes at most beyond its inputs, its result included."""
+
+    def remarks(self, report: Any) -> Iterator[tuple[int, str]]:
+        """What the user should know of a tensor's merge: levels of ``logging``, and sentences."""
+        yield from ()
+
+    def literally(self, updates: Sequence[Tensor], weights: Sequence[float], report: Any) -> Tensor | None:
+        """The same update by the paper's formulas written out with full decompositions, for float64 ``updates``.
+
+        The oracle of benchmarks and tests; choices that depend on more than the formula (ranks, weights) are those of
+        the ``report``. None: there is no such thing for these options.
+        """
+        return None
+
+
+class RankedMethod(SpectralMethod):
+    """A method that keeps some singular values of every expert: options that limit the rank or find it faster."""
+
+    noise_floor: Literal["auto", "off"] = Field(
+        "auto",
+        description="auto drops singular values that bf16/fp16 rounding of the checkpoints alone explains "
+        "(Marchenko-Pastur edge); float32 checkpoints are not affected.",
+    )
+    energy: float = Field(
+        1.0,
+        gt=0.0,
+        le=1.0,
+        description="Keep no more singular values than this share of their summed squares needs; 1 sets no limit.",
+    )
+    decomposition: Literal["exact", "krylov", "auto"] = Field(
+        "auto",
+        description="exact: full symmetric eigendecomposition in float64. krylov: block Krylov for small ranks, "
+        "approximate, residuals logged. auto: krylov where its result is certified to the tolerance, else exact.",
+    )
+    tolerance: float = Field(
+        1e-6,
+        gt=0.0,
+        lt=1.0,
+        description="Largest sine of the angle between the found and the true singular subspace that decomposition: "
+        "auto accepts from the Krylov method; the merge is then exact to about ten times that.",
+    )
+
+    @field_validator("noise_floor", mode="before")
+    @classmethod
+    def _yaml_reads_off_as_false(cls, value: Any) -> Any:
+        return "off" if value is False else value

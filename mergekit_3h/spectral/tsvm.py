@@ -1,0 +1,77 @@
+"""``tsvm``: Task Singular Vector Merging, arXiv 2412.00081."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from mergekit_3h.kernels import assembly
+from mergekit_3h.kernels.memory import working_bytes
+from mergekit_3h.kernels.settings import Settings
+from mergekit_3h.kernels.tasks import TaskMatrices
+from mergekit_3h.spectral.literal import merge_literally
+from mergekit_3h.spectral.method import RankedMethod
+
+
+class TSVM(RankedMethod):
+    """The leading singular vectors of every expert's update, decorrelated between the experts."""
+
+    name = "tsvm"
+    title = "Task Singular Vector Merging (TSVM)"
+    paper = "https://arxiv.org/abs/2412.00081"
+
+    def settings(self) -> Settings:
+        """What the kernel computes under these options. TSVM is R-TSVM without its two reweightings."""
+        return Settings(
+            **self._of_every_method(),
+            order="truncate_first",
+            rank_budget="shared",
+            rank_selection="none",
+            gamma=0.0,
+            epsilon_mode="relative",
+            epsilon=0.0,
+            outlier_weighting="none",
+            alpha_scale="mean",
+            outlier_strength=0.0,
+        )
+
+    def _of_every_method(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("noise_floor", "energy", "decomposition", "tolerance")}
+
+    def merge(self, tasks: TaskMatrices, weights: Sequence[float]) -> tuple[Tensor, assembly.Report]:
+        return assembly.merge(tasks, weights, self.settings())
+
+    def components(self, tasks: TaskMatrices) -> list[tuple[Tensor, Tensor]]:
+        return assembly.components(tasks, self.settings())
+
+    def working_bytes(self, rows: int, columns: int, experts: int, result_itemsize: int) -> int:
+        settings = self.settings()
+        is_literal = settings.order == "orthogonalize_first" and rows != columns
+        width = min(rows, columns) * (experts if is_literal or settings.rank_budget == "per_task" else 1)
+        return working_bytes(rows, columns, width, result_itemsize)
+
+    def remarks(self, report: assembly.Report) -> Iterator[tuple[int, str]]:
+        if any(report.dependent):
+            output, input_ = report.dependent
+            yield (
+                logging.INFO,
+                f"{output} directions of the output side and {input_} of the input side are the same in several "
+                "experts; they are merged as one",
+            )
+        if report.omega is not None and report.omega > 0.99:
+            yield (
+                logging.WARNING,
+                f"sparsity Omega = {report.omega:.3f}, so the rank is {report.budget} whatever the layer holds; "
+                "epsilon_mode: relative adapts it",
+            )
+
+    def literally(self, updates: Sequence[Tensor], weights: Sequence[float], report: assembly.Report) -> Tensor:
+        scales = [weight * alpha for weight, alpha in zip(weights, report.outlier_weights, strict=True)]
+        is_literal = self.settings().order == "orthogonalize_first"
+        return merge_literally(updates, report.ranks, scales, orthogonalize_first=is_literal)
+
+
+METHOD = TSVM
