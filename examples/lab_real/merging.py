@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mergekit_3h.options import METHODS, option_names, parse_options
+from mergekit_3h.spectral.registry import names, option_names, parse_options
 from mergekit_3h.spectral.tensors import merge_tensor
 
 State = dict[str, Tensor]
@@ -44,7 +44,7 @@ class Row:
 def rows() -> list[Row]:
     """The sum, and every spectral method that is installed, with and without the noise floor where it has one."""
     found = [Row(SUM, SUM)]
-    for name in METHODS:
+    for name in names():
         found.append(Row(name, name))
         if "noise_floor" in option_names(name):
             found.append(Row(f"{name}, no floor", name, {"noise_floor": "off"}))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,37 +10,28 @@ from typing import Any
 import torch
 from fusion_bench.modelpool.base_pool import BaseModelPool
 from fusion_bench.utils.instantiate_utils import instantiate
-from mergekit import merge_methods
 from mergekit.merge_methods import registered_methods
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
-from fusion_bench_ext.algorithms.mergekit_method import MergeKitAlgorithm
 from fusion_bench_ext.algorithms.streaming import StreamingAlgorithm
 from fusion_bench_ext.errors import shown_by_hydra
 from fusion_bench_ext.models import OpenModel
-from fusion_bench_ext.pool_problem import checked_problem, model_path, searched_module
 from fusion_bench_ext.pools import open_model
+from fusion_bench_ext.safety_host import PoolFixedMerge, PoolHost
 from mergekit_3h.errors import ModelError, OptionError
-from mergekit_3h.losses.records import by_set, located_records
 from mergekit_3h.options import require_known
+from mergekit_3h.safety.combination import Combination, require_free_weights
+from mergekit_3h.safety.merge import SearchedMerge
 from mergekit_3h.safety.options import (
     SafetyMergeOptions,
     parse_safety_merge_options,
     safety_merge_option_names,
 )
-from mergekit_3h.safety.progress import search_progress
-from mergekit_3h.safety.report import TRACE, write_report
-from mergekit_3h.safety.running import search
-from mergekit_3h.search.combinations import is_linear, require_plain, require_searchable
-from mergekit_3h.search.problem import Problem
+from mergekit_3h.search.combinations import require_searchable
 from mergekit_3h.search.solution import Solution
-from mergekit_3h.spectral import registry
-from mergekit_3h.spectral.method import SpectralMethod
 from mergekit_3h.suggestions import did_you_mean
-
-LOG = logging.getLogger(__name__)
 
 _BASE = "_pretrained_"
 
@@ -92,6 +81,10 @@ class SafetyMerge(StreamingAlgorithm):
         """The options as they are now, checked again: attributes may have been set since."""
         return parse_safety_merge_options({name: getattr(self, name) for name in safety_merge_option_names()})
 
+    @property
+    def combination(self) -> Combination:
+        return Combination(self.options, self.parameters, self.model_parameters)
+
     def base_name(self, modelpool: BaseModelPool) -> str:
         self._pool = modelpool
         if not modelpool.has_pretrained:
@@ -102,34 +95,18 @@ class SafetyMerge(StreamingAlgorithm):
         return _BASE
 
     def check_pool(self, base: str | None, experts: Sequence[str]) -> None:
-        options = self.options
-        by_set(located_records(options.run.files()), options.search.needed_sets())
-        options.run.folder()
-        self._method_options = self._options_of_combine(options.search.combine)
-        self._merger = self._merger_with(dict.fromkeys(experts, 1.0))
-        self._merger.check_pool(base, experts)
-
-    def _options_of_combine(self, combine: str) -> SpectralMethod | None:
-        for where, given in {"parameters": self.parameters, **self.model_parameters}.items():
-            if "weight" in given:
-                raise OptionError(f"{where}.weight: the weights are what safety_merge searches; remove it")
-            require_plain(combine, where, given)
-        if combine not in registry.names():
-            return None
-        for name, value in self.parameters.items():
-            if isinstance(value, list | dict):
-                raise OptionError(f"parameters.{name}: got {value!r}; {combine} takes one value for all tensors here")
-        return registry.parse_options(combine, self.parameters)
-
-    def _merger_with(self, weights: Mapping[str, Any]) -> FixedWeights:
-        """The method with fixed weights, as ``method=mergekit`` runs it."""
-        own = {name: {**self.model_parameters.get(name, {}), "weight": weight} for name, weight in weights.items()}
+        combination = self.combination
         for name in self.model_parameters:
-            if name not in weights:
+            if name not in experts:
                 raise OptionError(
-                    f"option 'model_parameters': no model to merge is called {name!r}; {did_you_mean(name, weights)}"
+                    f"option 'model_parameters': no model to merge is called {name!r}; {did_you_mean(name, experts)}"
                 )
-        return FixedWeights(self.options.search.combine, self.parameters, own, seed=self.random_seed)
+        for where, given in {"parameters": self.parameters, **self.model_parameters}.items():
+            require_free_weights(combination.method, where, given)
+        combination.records()
+        combination.spectral()
+        fixed = PoolFixedMerge(combination, dict.fromkeys(experts, 1.0), base or _BASE, self.random_seed, [])
+        fixed.check_pool(base, experts)
 
     def arrange(self, names: list[str]) -> list[str]:
         return self._merger.arrange(names)
@@ -139,48 +116,19 @@ class SafetyMerge(StreamingAlgorithm):
 
     def _merge_all(self, base: OpenModel | None, experts: list[OpenModel]) -> nn.Module:
         assert base is not None  # base_name names one
-        self.solution = self._searched(base, experts)
-        self._merger = self._merger_with(self.solution.mergekit_weights())
-        self._report(self.solution, base.name, [expert.name for expert in experts])
+        silent = None if self.fabric.is_global_zero else True  # None: shown on a terminal only
+        host = self.host([base, *experts], self.fabric.device, silent=silent, report=self._report_folder())
+        self.solution, self._merger = SearchedMerge(host).found()
         return super()._merge_all(base, experts)
 
-    def _searched(self, base: OpenModel, experts: Sequence[OpenModel]) -> Solution:
-        options = self.options
-        problem = self.problem(base, experts)
-        folder = self._folder()
-        with search_progress(options.search, disable=self._silent) as on_point:
-            return search(
-                problem,
-                partial(self._opened, problem, base, self.fabric.device),
-                options,
-                opened_by_worker=self._opened_by_worker(),
-                trace_path=folder / TRACE if folder else None,
-                resume=True,
-                identity={"parameters": self.parameters, "model_parameters": self.model_parameters},
-                on_point=on_point,
-            )
-
-    def problem(self, base: OpenModel, experts: Sequence[OpenModel]) -> Problem:
-        """What is searched, checked without using weights."""
-        options = self.options
-        self._merger.arrange(list(base.facts))  # layer gradients have to know the last layer
-        combine = partial(_combined, self._merger, [expert.name for expert in experts])
-        return checked_problem(
-            self._pool,
-            base,
-            experts,
-            options.run.files(),
-            options.search,
-            method=self._method_options,
-            combine=None if is_linear(options.search.combine) else combine,
+    def host(self, models: Sequence[OpenModel], device: torch.device, **others: Any) -> PoolHost:
+        """The pool's opened models, the base first, as a host of the search."""
+        reopen = self._reopening()
+        return PoolHost(
+            self.combination, self._pool, models, device=device, seed=self.random_seed, reopen=reopen, **others
         )
 
-    def _opened(self, problem: Problem, base: OpenModel, device: torch.device) -> Problem:
-        """With a module for the candidates."""
-        module = searched_module(base, problem.base.names(), self.options.search, device)
-        return replace(problem, model=module)
-
-    def _opened_by_worker(self) -> Callable[[], Problem] | None:
+    def _reopening(self) -> Callable[[], PoolHost] | None:
         """Other processes open the same pool from its config; one that was made of modules stays in this process."""
         try:
             pool: Any = OmegaConf.to_container(self._pool.config, resolve=True)
@@ -189,38 +137,7 @@ class SafetyMerge(StreamingAlgorithm):
             return None
         return partial(_opened_from_config, pool, own)
 
-    def _report(self, solution: Solution, base: str, experts: Sequence[str]) -> None:
-        folder = self._folder()
-        if folder is None:
-            LOG.warning(
-                "safety_merge found the weights %s. Nothing else of the search is kept: there is no log directory, and "
-                "the option report is not set",
-                solution.mergekit_weights(),
-            )
-            return
-        paths = {name: model_path(self._pool, name) for name in (base, *experts)}
-        problem = {
-            "models": {name: path or name for name, path in paths.items()},
-            "data": [str(path) for path in self.options.run.files()],
-            "combine": solution.options.combine,
-            "parameters": self.parameters,
-            "model_parameters": self.model_parameters,
-        }
-        write_report(folder, solution, problem, self._static(solution, paths))
-
-    def _static(self, solution: Solution, paths: Mapping[str, str | None]) -> dict[str, Any] | None:
-        """The mergekit config of the same merge, if mergekit could find the models."""
-        if None in paths.values():
-            return None
-        weights = solution.mergekit_weights()
-        models = [
-            {"model": paths[name], "parameters": {**self.model_parameters.get(name, {}), "weight": weight}}
-            for name, weight in weights.items()
-        ]
-        config = {"merge_method": solution.options.combine, "base_model": paths[_BASE], "models": models}
-        return {**config, **({"parameters": self.parameters} if self.parameters else {})}
-
-    def _folder(self) -> Path | None:
+    def _report_folder(self) -> Path | None:
         """Where the report goes: only the first of several processes writes one."""
         if not self.fabric.is_global_zero:
             return None
@@ -228,42 +145,14 @@ class SafetyMerge(StreamingAlgorithm):
             return self.options.run.folder()
         return Path(self.log_dir) if self.log_dir else None
 
-    @property
-    def _silent(self) -> bool | None:
-        return None if self.fabric.is_global_zero else True  # None: shown on a terminal only
 
-
-class FixedWeights(MergeKitAlgorithm):
-    """The method that combines the models, which can also merge a tensor with other weights."""
-
-    def with_weights(self, name: str, base: Tensor, experts: Mapping[str, Tensor], weights: Sequence[float]) -> Tensor:
-        ids: list[Any] = [*experts, _BASE]
-        parameters = self._resolve(name, self._depth(name), ids, _BASE)
-        return merge_methods.merge_tensors(
-            [*experts.values(), base],
-            self._method,
-            parameters={**parameters, "weight": dict(zip(experts, weights, strict=True))},
-            ids=ids,
-            base_index=len(experts),
-            name=name,
-        )
-
-
-def _combined(
-    merger: FixedWeights, models: Sequence[str], name: str, base: Tensor, experts: Sequence[Tensor], weights: Any
-) -> Tensor:
-    return merger.with_weights(name, base, dict(zip(models, experts, strict=True)), weights)
-
-
-def _opened_from_config(pool_config: dict[str, Any], config: dict[str, Any]) -> Problem:
-    """The problem in a process of a Ray cluster, on the device that Ray gives it."""
+def _opened_from_config(pool_config: dict[str, Any], config: dict[str, Any]) -> PoolHost:
+    """The host in a process of a Ray cluster."""
     pool = instantiate(OmegaConf.create(pool_config))
     algorithm = SafetyMerge(**{key: value for key, value in config.items() if not key.startswith("_")})
-    base, experts = algorithm.base_name(pool), algorithm.expert_names(pool)
-    algorithm.check_pool(base, experts)
-    opened = open_model(pool, base)
-    problem = algorithm.problem(opened, [open_model(pool, name) for name in experts])
-    return algorithm._opened(problem, opened, torch.device(algorithm.options.worker_device))
+    names = [algorithm.base_name(pool), *algorithm.expert_names(pool)]
+    algorithm.check_pool(names[0], names[1:])
+    return algorithm.host([open_model(pool, name) for name in names], torch.device("cpu"))
 
 
 def _plain(value: Any) -> dict[str, Any]:

@@ -21,10 +21,11 @@ from mergekit_3h.data.records import DataError
 from mergekit_3h.diagnostics.rows import all_pairs
 from mergekit_3h.diagnostics.subjects import Subject
 from mergekit_3h.errors import ModelError
-from mergekit_3h.losses.answers import shared_tokenizer, tokenized
+from mergekit_3h.losses.answers import tokenized
 from mergekit_3h.losses.objective import Objective
 from mergekit_3h.losses.options import LossOptions
 from mergekit_3h.losses.records import LocatedRecord, by_set
+from mergekit_3h.losses.tokenizers import shared_tokenizer
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def gradient_cosines(
 
 def _objective(subject: Subject, records: Sequence[LocatedRecord], options: LossOptions) -> Objective:
     tokenizers = {name: load_tokenizer(path) for name, path in zip(subject.labels, subject.folders[1:], strict=True)}
-    tokenizer = shared_tokenizer(tokenizers, options)
+    tokenizer = shared_tokenizer(tokenizers, options.chat_template)
     sets = by_set(records, needed=())
     if not sets:
         raise DataError(f"none of the {len(records)} records has a response, from which a loss could be taken")

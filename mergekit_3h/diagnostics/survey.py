@@ -20,7 +20,7 @@ from mergekit_3h.diagnostics.subjects import StoredVersions, Subject
 from mergekit_3h.kernels.devices import computing_device
 from mergekit_3h.kernels.settings import Settings
 from mergekit_3h.kernels.whole_tensors import is_finite
-from mergekit_3h.options import checked
+from mergekit_3h.options import parsed
 from mergekit_3h.spectral import registry
 from mergekit_3h.spectral.rtsvm import RTSVM
 from mergekit_3h.spectral.tensors import merges_as_matrices
@@ -86,15 +86,13 @@ def options_of(config: Any) -> TSVM:
     An option that differs by layer or by tensor has its default here: the record of a merge says what each took.
     """
     name = config.merge_method
-    method = registry.method(name) if name in registry.names() else RTSVM
-    if not issubclass(method, TSVM):
-        method = RTSVM
-    if method.name != name:
-        return method()
-    names = registry.option_names(name)
+    method = registry.method(name) if name in registry.names() else None
+    if method is None or not issubclass(method, TSVM):
+        return parsed(RTSVM, {}, RTSVM.name)
+    names = registry.option_names(method.name)
     given = {name: value for name, value in (config.parameters or {}).items() if name in names and name != "weight"}
     plain = {name: value for name, value in given.items() if not isinstance(value, list | dict)}
-    return method(**{name: checked(method, name, value) for name, value in plain.items()})
+    return parsed(method, plain, method.name)
 
 
 def sampled(tensors: Sequence[StoredVersions], share: float) -> list[StoredVersions]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mergekit.common import ModelReference
 
-from mergekit_3h.methods.safety.request import BASE_LABEL, folder_of, labelled_models, read_config
+from mergekit_3h.methods.safety_request import BASE_LABEL, folder_of, labelled_models, read_config
 
 
 def audited_models(

@@ -26,7 +26,8 @@ from mergekit_3h.safety.options import DECLARATIONS, REQUIRED
 from mergekit_3h.search.options import SearchOptions
 
 if TYPE_CHECKING:
-    from mergekit_3h.methods.safety.merge import SafetyMerge
+    from mergekit_3h.methods.fixed_merge import MergekitFixedMerge
+    from mergekit_3h.safety.merge import SearchedMerge
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class SafetyMergeMethod(GroupMergeMethod):
             ),
         )
         self._lock = threading.Lock()
-        self._planned: tuple[Any, SafetyMerge] | None = None
+        self._planned: tuple[Any, SearchedMerge[MergekitFixedMerge], set[str]] | None = None
 
     def spec_for(self, config: Any) -> MergeMethodSpec:
         """The options that a config may have: those of the search, and those of the method whose weights it finds."""
@@ -85,12 +86,14 @@ class SafetyMergeMethod(GroupMergeMethod):
             return
         from mergekit.options import MergeOptions
 
-        from mergekit_3h.methods.safety.merge import SafetyMerge
-        from mergekit_3h.methods.safety.request import read_request
+        from mergekit_3h.methods.safety_host import MergekitHost
+        from mergekit_3h.methods.safety_request import read_request
+        from mergekit_3h.safety.merge import SearchedMerge
 
         request = read_request(config)
         check_models(self.spec, config, options)
-        self._planned = (config, SafetyMerge(request, options or MergeOptions()))
+        host = MergekitHost(request, options or MergeOptions())
+        self._planned = (config, SearchedMerge(host), set(host.names.values()))
 
     def merge_group(self, group: TensorGroup, /, **parameters: Any) -> torch.Tensor:
         if parameters["data"] is None:
@@ -100,13 +103,12 @@ class SafetyMergeMethod(GroupMergeMethod):
                 "safety_merge evaluates whole models, so single tensors cannot be merged with it; use mergekit-yaml, "
                 "or mergekit_3h.search from Python"
             )
-        merge = self._planned[1]
-        known = {str(model) for model in (merge.request.base, *merge.request.experts.values())}
+        _, merge, known = self._planned
         if {str(entry.id) for entry in group.entries} != known:
             raise HostError(f"safety_merge: {group.metadata.name} is of other models than those of the planned merge")
         with shown_by_mergekit():
             tensors: dict[Any, torch.Tensor] = {entry.id: entry.tensor for entry in group.entries}
-            merged = merge.merged(group.metadata.name or "", tensors)
+            merged = merge.found()[1].merged(group.metadata.name or "", tensors)
         assert merged is not None  # only an optional tensor that models lack gives none, and none is lacking here
         return merged
 

@@ -7,8 +7,8 @@ are for every tensor, in a mergekit config, and against the single models.
 from __future__ import annotations
 
 from mergekit_3h.checkpoints.sources import CheckpointSource, StateDictSource, WeightSource
-from mergekit_3h.losses.answers import shared_tokenizer
 from mergekit_3h.losses.records import LocatedRecord, in_memory, located_records
+from mergekit_3h.losses.tokenizers import shared_tokenizer
 from mergekit_3h.search.combinations import linear_combinations
 from mergekit_3h.search.components import Combine
 from mergekit_3h.search.layout import Layout

@@ -6,16 +6,16 @@ Cheap checks come first (options, data, tokenizers, names and shapes of tensors)
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import nn
 
+from mergekit_3h.checkpoints.opening import load_model, require_same_architecture
 from mergekit_3h.checkpoints.sources import (
     CheckpointSource,
     StateDictSource,
@@ -26,9 +26,10 @@ from mergekit_3h.checkpoints.sources import (
 from mergekit_3h.checkpoints.tokenizers import load_tokenizer
 from mergekit_3h.errors import ModelError, OptionError
 from mergekit_3h.losses import records as data
-from mergekit_3h.losses.answers import Answer, shared_tokenizer, tokenized
+from mergekit_3h.losses.answers import Answer, tokenized
 from mergekit_3h.losses.objective import Objective
 from mergekit_3h.losses.records import LocatedRecord
+from mergekit_3h.losses.tokenizers import shared_tokenizer
 from mergekit_3h.search.candidate_model import CandidateModel, merged_parameters
 from mergekit_3h.search.combinations import is_linear, linear_combinations
 from mergekit_3h.search.components import Combine
@@ -129,40 +130,17 @@ def open_problem(
     method: SpectralMethod | None = None,
     combine: Combine | None = None,
     device: str | torch.device = "cpu",
+    trust_remote_code: bool = False,
 ) -> Problem:
     """The problem of local checkpoint folders and JSONL files. ``experts`` are folders by label."""
     records = data.located_records(data_files)
     data.by_set(records, options.needed_sets())  # what is wrong with the data shows before anything is loaded
     sources = [CheckpointSource(base, "base"), *(CheckpointSource(path, label) for label, path in experts.items())]
-    require_same_architecture(sources)
-    tokenizer = shared_tokenizer({source.label: load_tokenizer(source.folder) for source in sources}, options)
+    require_same_architecture(sources, trust_remote_code)
+    tokenizers = {source.label: load_tokenizer(source.folder, trust_remote_code) for source in sources}
+    tokenizer = shared_tokenizer(tokenizers, options.chat_template)
     options = options.settled(sources[0].folder, str(device))
-    model = _loaded(sources[0], options, device)
+    model = load_model(sources[0].folder, options.dtype, device, trust_remote_code)
     if options.combine in registry.names() and method is None:
         method = registry.parse_options(options.combine, {})
     return Problem(sources[0], tuple(sources[1:]), model, tokenizer, records, options, method, combine)
-
-
-def require_same_architecture(sources: Sequence[CheckpointSource]) -> None:
-    """Raise unless all checkpoints are of the base's (the first one's) kind."""
-    load = _transformers("AutoConfig")
-    configs: list[Any] = [load(str(source.folder), local_files_only=True) for source in sources]
-    for name in ("model_type", "num_hidden_layers", "hidden_size", "num_attention_heads", "tie_word_embeddings"):
-        expected = getattr(configs[0], name, None)
-        for source, config in zip(sources, configs, strict=True):
-            if getattr(config, name, None) != expected:
-                raise ModelError(
-                    f"model {source.label!r}: {name} is {getattr(config, name, None)!r}, the base's is {expected!r}. "
-                    "Merge models that were fine-tuned from one base."
-                )
-
-
-def _loaded(source: CheckpointSource, options: SearchOptions, device: str | torch.device) -> nn.Module:
-    dtype = options.dtype if options.dtype == "auto" else getattr(torch, options.dtype)
-    load = _transformers("AutoModelForCausalLM")
-    return cast(nn.Module, load(str(source.folder), dtype=dtype, local_files_only=True).to(device))
-
-
-def _transformers(name: str) -> Callable[..., Any]:
-    """``from_pretrained`` of one of its classes; imported late, and untyped."""
-    return cast("Callable[..., Any]", getattr(import_module("transformers"), name).from_pretrained)

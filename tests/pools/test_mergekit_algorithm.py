@@ -88,7 +88,7 @@ def test_our_algorithms_equal_mergekit_yaml(algorithm, outputs, tmp_path):
     for lazy in (True, False):
         path = tmp_path / f"{lazy}"
         algorithm(**options, model_save_path=str(path)).run(tiny_pool(models, 3, lazy=lazy))
-        assert differing(stored(path), stored(folders[algorithm.method])) == []
+        assert differing(stored(path), stored(folders[algorithm.method.name])) == []
 
 
 def test_filters_gradients_and_parameters_of_single_models(family, mergekit_yaml, tmp_path):

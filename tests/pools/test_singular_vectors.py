@@ -142,7 +142,7 @@ def test_yaml_round_trip(llama, tmp_path: Path):
     given = {"lambda": 0.5, "gamma": 0.7, "noise_floor": False, "weight": {"beta": 0.5}, "preset": "paper"}
     RTSVM(**given).to_yaml(tmp_path / "method.yaml")
     text = (tmp_path / "method.yaml").read_text()
-    assert "_target_: fusion_bench_ext.algorithms.rtsvm.RTSVM" in text and "\nlambda: 0.5\n" in text
+    assert "_target_: fusion_bench_ext.algorithms.spectral.RTSVM" in text and "\nlambda: 0.5\n" in text
     again = RTSVM.from_yaml(tmp_path / "method.yaml")
     assert type(again) is RTSVM
     assert again.options == RTSVM(**given).options and again.options.lambda_ == 0.5

@@ -253,17 +253,19 @@ def test_threads_share_one_search(trained: Trained, absolute: Path) -> None:
     from mergekit.config import MergeConfiguration
     from mergekit.options import MergeOptions
 
-    from mergekit_3h.methods.safety.merge import SafetyMerge
-    from mergekit_3h.methods.safety.request import read_request
+    from mergekit_3h.methods.safety_host import MergekitHost
+    from mergekit_3h.methods.safety_request import read_request
+    from mergekit_3h.safety.merge import SearchedMerge
 
     config = trained.config(report=str(absolute / "report"), max_evaluations=4)
-    merge = SafetyMerge(read_request(MergeConfiguration.model_validate(config)), MergeOptions(quiet=True))
+    request = read_request(MergeConfiguration.model_validate(config))
+    merge = SearchedMerge(MergekitHost(request, MergeOptions(quiet=True)))
     folders = (trained.base, trained.aligned, trained.domain)
     models = {ModelReference.parse(str(folder)): read_model(folder) for folder in folders}
     merged: dict[str, torch.Tensor | None] = {}
 
     def work(name: str) -> None:
-        merged[name] = merge.merged(name, {model: tensors[name] for model, tensors in models.items()})
+        merged[name] = merge.found()[1].merged(name, {model: tensors[name] for model, tensors in models.items()})
 
     names = list(read_model(trained.base))
     threads = [threading.Thread(target=work, args=(name,)) for name in names]

@@ -53,8 +53,9 @@ def test_the_same_coefficients_and_bits_as_mergekit(
     )
     algorithm.run(pool_of(trained, lazy=lazy))
     reports = [json.loads((absolute / f / "safety_merge.json").read_text()) for f in ("mergekit", "fusion-bench")]
-    for name in ("coefficients", "losses", "uniform", "models", "evaluations"):
-        assert reports[0][name] == reports[1][name], name
+    for report in reports:
+        del report["seconds"]
+    assert reports[0] == reports[1]
     assert same_bits(absolute / "by-mergekit", absolute / "by-fusion-bench")
     static = [yaml.safe_load((absolute / f / "static.yml").read_text()) for f in ("mergekit", "fusion-bench")]
     assert static[0] == static[1]

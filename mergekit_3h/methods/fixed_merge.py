@@ -6,33 +6,28 @@ own, and what is computed here for a tensor is what ``mergekit-yaml static.yml``
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-import torch
 from mergekit import merge_methods
-from mergekit.architecture import get_architecture_info
 from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
-from mergekit.io.tasks import LoaderCache, SaveTensor
-from mergekit.merge import _model_out_config
+from mergekit.io.tasks import LoaderCache
 from mergekit.merge_methods import ParameterScope
 from mergekit.merge_methods.task_adapter import ExecuteMergeMethodTask
 from mergekit.options import MergeOptions
-from mergekit.plan import MergePlanner
 from torch import Tensor
 
-from mergekit_3h.errors import ModelError, OptionError, ThreeHError
-from mergekit_3h.lint.findings import shortened
-from mergekit_3h.losses.draws import drawing_from
-from mergekit_3h.methods.safety.request import Request
+from mergekit_3h.errors import OptionError, ThreeHError
+from mergekit_3h.lint.host_plan import save_tasks
+from mergekit_3h.methods.safety_request import SafetyRequest
 
 
-class StaticMerge:
+class MergekitFixedMerge:
     """All tensors of the merge under one set of weights, given as ``weight`` parameters by the experts' labels."""
 
-    def __init__(self, request: Request, weights: Mapping[str, Any], options: MergeOptions) -> None:
+    def __init__(self, request: SafetyRequest, weights: Mapping[str, Any], options: MergeOptions) -> None:
         self.request = request
         self.config = request.static(weights)
         try:
@@ -60,30 +55,19 @@ class StaticMerge:
             name=task.output_weight.name,
         )
 
-    def require_all(self, names: Sequence[str]) -> None:
-        """Raise unless mergekit merges each of these tensors of the model."""
-        missing = [name for name in names if name not in self._by_any_name]
-        if missing:
-            raise ModelError(
-                f"mergekit does not merge {len(missing)} of the model's {len(names)} tensors ({shortened(missing)}), "
-                "so what is searched would not be what is written"
-            )
+    def not_merged(self, names: Sequence[str]) -> list[str]:
+        """Which of these tensors of the model mergekit does not merge."""
+        return [name for name in names if name not in self._by_any_name]
 
-    def try_parameters(self) -> None:
-        """Raise if the method rejects its parameters, by merging a small tensor with each different set of them."""
+    def samples(self) -> Iterator[str]:
+        """A tensor for every different set of parameters."""
         models = list(self.request.experts.values())
-        tried: list[dict[str, Any]] = []
+        seen: list[dict[str, Any]] = []
         for name, task in self._tasks.items():
             parameters = _own_parameters(task, models)
-            if parameters in tried:
-                continue
-            tried.append(parameters)
-            with drawing_from(0, torch.device("cpu")):
-                tensors = [torch.randn(8, 8) for _ in (*models, self.request.base)]
-                try:
-                    self.combine(name, tensors[-1], tensors[:-1], [1.0] * len(models))
-                except Exception as error:
-                    raise OptionError(f"{task.method_name} rejects its options for {name}: {error}") from error
+            if parameters not in seen:
+                seen.append(parameters)
+                yield name
 
     @cached_property
     def _by_any_name(self) -> dict[str, ExecuteMergeMethodTask]:
@@ -99,11 +83,7 @@ class StaticMerge:
 def _planned(config: Mapping[str, Any], options: MergeOptions) -> dict[str, ExecuteMergeMethodTask]:
     parsed = MergeConfiguration.model_validate(config)
     LoaderCache().setup(options)
-    architecture = get_architecture_info(parsed, options)
-    outputs = _model_out_config(parsed, architecture, options.trust_remote_code)
-    planner = MergePlanner(parsed, architecture, options, outputs)
-    # Planning writes nothing: the output folder is made when the tasks are executed.
-    saved = [task for task in planner.plan_to_disk(out_path="") if isinstance(task, SaveTensor)]
+    saved = save_tasks(parsed, options)
     return {
         task.tensor_name: task.tensor_task for task in saved if isinstance(task.tensor_task, ExecuteMergeMethodTask)
     }

@@ -16,17 +16,9 @@ from mergekit_3h.checkpoints.locations import hub_is_offline, locate
 from mergekit_3h.errors import ModelError, OptionError
 from mergekit_3h.lint.places import Place, parameter_places
 from mergekit_3h.lint.source import read_documents
-from mergekit_3h.safety.options import (
-    RunOptions,
-    SafetyMergeOptions,
-    parse_safety_merge_options,
-    safety_merge_option_names,
-)
-from mergekit_3h.search.combinations import is_linear as linear
-from mergekit_3h.search.combinations import require_plain, require_searchable
-from mergekit_3h.search.options import SearchOptions
-from mergekit_3h.spectral import registry
-from mergekit_3h.spectral.method import SpectralMethod
+from mergekit_3h.safety.combination import Combination, require_free_weights
+from mergekit_3h.safety.options import parse_safety_merge_options, safety_merge_option_names
+from mergekit_3h.search.combinations import require_searchable
 from mergekit_3h.suggestions import did_you_mean
 
 METHOD_NAME = "safety_merge"
@@ -34,54 +26,24 @@ BASE_LABEL = "base"
 
 
 @dataclass(frozen=True)
-class Request:
-    """What is to be searched. ``experts`` are the models by the labels that reports use, in the config's order.
-
-    ``shared`` and ``own`` are parameters of the method ``options.combine`` itself, for all models and by model, as the
-    config has them (with filters and layer gradients).
-    """
+class SafetyRequest:
+    """What is to be searched. ``experts`` are the models by the labels that reports use, in the config's order."""
 
     base: ModelReference
     experts: Mapping[str, ModelReference]
-    given: SafetyMergeOptions
-    shared: Mapping[str, Any]
-    own: Mapping[str, Mapping[str, Any]]
+    combination: Combination
     kept: Mapping[str, Any]
     """The keys of the config that are no business of the merge method: dtype, tokenizer, chat template ..."""
 
     @property
-    def run(self) -> RunOptions:
-        return self.given.run
-
-    @property
-    def options(self) -> SearchOptions:
-        return self.given.search
+    def models(self) -> dict[str, ModelReference]:
+        """All models by label, the base first."""
+        return {BASE_LABEL: self.base, **self.experts}
 
     def static(self, weights: Mapping[str, Any]) -> dict[str, Any]:
         """The ordinary mergekit config that merges with fixed weights, given by the experts' labels."""
-        models = [
-            {"model": _text(model), "parameters": {**self.own.get(label, {}), "weight": weights[label]}}
-            for label, model in self.experts.items()
-        ]
-        config = {"merge_method": self.options.combine, "base_model": _text(self.base), "models": models}
-        return {**config, **({"parameters": dict(self.shared)} if self.shared else {}), **self.kept}
-
-    def method_options(self) -> SpectralMethod | None:
-        """The options of tsvm or rtsvm, if one of them combines the models."""
-        if self.options.combine not in registry.names():
-            return None
-        for name, value in self.shared.items():
-            if isinstance(value, list | dict):
-                raise OptionError(
-                    f"option {name!r}: got {value!r}; while safety_merge searches, {self.options.combine} takes one "
-                    "value for all tensors"
-                )
-        return registry.parse_options(self.options.combine, self.shared)
-
-    def folders(self, cache: str | None, lora_cache: str | None, trust_remote_code: bool) -> dict[str, Path]:
-        """Where the models are, by label, the base first."""
-        models = {BASE_LABEL: self.base, **self.experts}
-        return {label: folder_of(model, cache, lora_cache, trust_remote_code) for label, model in models.items()}
+        experts = {label: _text(model) for label, model in self.experts.items()}
+        return self.combination.static(_text(self.base), experts, weights, self.kept)
 
 
 def read_config(path: Path) -> MergeConfiguration:
@@ -146,7 +108,7 @@ def _hub_says(error: Exception) -> str:
     return f"the hub cannot be asked ({type(error).__name__})"
 
 
-def read_request(config: Any, overrides: Mapping[str, Any] | None = None) -> Request:
+def read_request(config: Any, overrides: Mapping[str, Any] | None = None) -> SafetyRequest:
     """The request that a config makes. Any other method's config asks for a search of that method's weights.
 
     ``overrides`` are options that go before those of the config.
@@ -172,7 +134,8 @@ def read_request(config: Any, overrides: Mapping[str, Any] | None = None) -> Req
     kept = {
         key: raw[key] for key in ("dtype", "out_dtype", "tokenizer_source", "tokenizer", "chat_template") if key in raw
     }
-    return Request(config.base_model, experts, options, shared, {k: v for k, v in own.items() if v}, kept)
+    combination = Combination(options, shared, {label: given for label, given in own.items() if given})
+    return SafetyRequest(config.base_model, experts, combination, kept)
 
 
 def _divided(parameters: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -244,10 +207,9 @@ def _require_known_parameters(config: MergeConfiguration, method: MergeMethod) -
     of_method = [parameter.name for parameter in method.spec.parameters if parameter.name != "weight"]
     is_ours = config.merge_method == METHOD_NAME
     for place in parameter_places(config):
-        require_plain(method.spec.name, place.where, place.parameters)
+        fixed = place.parameters if is_ours else {k: v for k, v in place.parameters.items() if k != "weight"}
+        require_free_weights(method.spec.name, place.where, fixed)
         for name in place.parameters:
-            if name == "weight" and is_ours:
-                raise OptionError(f"{place.where}.weight: the weights are what safety_merge searches; remove it")
             if name in safety_merge_option_names():
                 _require_global(place, name)
             elif name not in of_method and name != "weight":
@@ -263,10 +225,6 @@ def _require_global(place: Place, name: str) -> None:
         raise OptionError(
             f"{place.where}.{name}: this is one value for the whole search; move it to the `parameters` of the config"
         )
-
-
-def is_linear(options: SearchOptions) -> bool:
-    return linear(options.combine)
 
 
 def _text(model: ModelReference) -> Any:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-
-from mergekit.options import MergeOptions
+from typing import Any
 
 from mergekit_3h.errors import OptionError
-from mergekit_3h.methods.safety.merge import SafetyMerge
-from mergekit_3h.methods.safety.request import Request
-from mergekit_3h.safety.progress import search_progress
+from mergekit_3h.safety.merge import SearchedMerge
+from mergekit_3h.safety.port import SafetyHost
 from mergekit_3h.safety.report import write_plot, write_result, write_static
 from mergekit_3h.search.solution import Solution
 from mergekit_3h.search.trace import discard
 
 
-def search_to(output: Path, request: Request, options: MergeOptions, *, resume: bool, force: bool) -> Solution:
+def search_to(output: Path, host: Callable[[], SafetyHost[Any]], *, resume: bool, force: bool) -> Solution:
     """Search, and write ``output`` and its companions.
 
     With ``resume`` an interrupted search goes on; with ``force`` what is there is replaced.
@@ -29,12 +28,13 @@ def search_to(output: Path, request: Request, options: MergeOptions, *, resume: 
         raise OptionError(
             f"{output}: is there already. Name another file, go on with --resume, or replace it with --force"
         )
-    merge = SafetyMerge(request, options)
+    merge = SearchedMerge(host())
     if force and not resume:
         discard(trace)
-    with search_progress(request.options, disable=options.quiet) as on_point:
-        solution = merge.solve(trace, resume=resume, on_point=on_point)
+    solution = merge.solve(trace, resume=resume)
     write_result(output.with_suffix(".json"), solution, merge.facts)
     write_plot(output.with_suffix(".png"), solution)
-    write_static(output, request.static(solution.mergekit_weights()), solution)
+    static = merge.host.static(solution.mergekit_weights())
+    if static is not None:
+        write_static(output, static, solution)
     return solution

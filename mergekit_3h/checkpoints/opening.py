@@ -1,0 +1,63 @@
+"""A language model out of its folder: its architecture alone or with weights; and whether models are of one kind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from mergekit_3h.checkpoints.sources import CheckpointSource
+from mergekit_3h.errors import ModelError
+
+_OF_ONE_KIND = ("model_type", "num_hidden_layers", "hidden_size", "num_attention_heads", "tie_word_embeddings")
+
+
+def empty_model(folder: Path, trust_remote_code: bool = False) -> nn.Module:
+    """The model's architecture with all names and shapes, and no memory for weights."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        config = _config(folder, trust_remote_code)
+        with torch.device("meta"):
+            model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        model.tie_weights()
+    except Exception as error:
+        raise ModelError(
+            f"the model in {folder} is no causal language model that transformers can load: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    return model
+
+
+def load_model(folder: Path, dtype: str, device: Any, trust_remote_code: bool = False) -> nn.Module:
+    """The model with its weights, in this data type; ``auto``: that of its checkpoint."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    chosen: Any = dtype if dtype == "auto" else getattr(torch, dtype)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        str(folder), dtype=chosen, local_files_only=True, trust_remote_code=trust_remote_code
+    )
+    return model.to(device)
+
+
+def require_same_architecture(sources: Sequence[CheckpointSource], trust_remote_code: bool = False) -> None:
+    """Raise unless all checkpoints are of the base's (the first one's) kind."""
+    configs = [_config(source.folder, trust_remote_code) for source in sources]
+    for name in _OF_ONE_KIND:
+        expected = getattr(configs[0], name, None)
+        for source, config in zip(sources, configs, strict=True):
+            if getattr(config, name, None) != expected:
+                raise ModelError(
+                    f"model {source.label!r}: {name} is {getattr(config, name, None)!r}, the base's is {expected!r}. "
+                    "Merge models that were fine-tuned from one base."
+                )
+
+
+def _config(folder: Path, trust_remote_code: bool) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=trust_remote_code)
