@@ -21,21 +21,21 @@ class Location:
     path: Path | None = None
 
 
-def locate(name: str, revision: str | None = None) -> Location:
-    """Find a model without any network access."""
+def locate(name: str, revision: str | None = None, cache: str | None = None) -> Location:
+    """Find a model without any network access; ``cache`` is another folder than Hugging Face's usual one."""
     if os.path.exists(name):
         return Location("local", Path(name))
     if name.startswith((".", "/", "~")) or not _HUB_ID.match(name):
         return Location("missing")
-    cached = _in_hub_cache(name, revision)
+    cached = _in_hub_cache(name, revision, cache)
     return Location("cached", cached) if cached else Location("hub")
 
 
-def _in_hub_cache(name: str, revision: str | None) -> Path | None:
+def _in_hub_cache(name: str, revision: str | None, cache: str | None) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
     for file in ("config.json", "adapter_config.json"):
-        found = try_to_load_from_cache(name, file, revision=revision)
+        found = try_to_load_from_cache(name, file, cache_dir=cache, revision=revision)
         if isinstance(found, str):
             return Path(found).parent
     return None

@@ -42,13 +42,16 @@ class NamedModel:
         return self.location.path if self.location.path and self.location.path.is_dir() else None
 
 
-def named_models(config: Any, made_here: frozenset[str] = frozenset()) -> list[NamedModel]:
-    """Every model once, the base first; without those that another merge of the same file makes."""
+def named_models(config: Any, made_here: frozenset[str] = frozenset(), cache: str | None = None) -> list[NamedModel]:
+    """Every model once, the base first; without those that another merge of the same file makes.
+
+    ``cache`` is where models of the hub are, if not in Hugging Face's usual folder.
+    """
     found: dict[str, NamedModel] = {}
     for group in parameter_groups(config):
         for name, where, is_base in _names(group):
             if name not in found and name not in made_here:
-                found[name] = _named(name, where, is_base)
+                found[name] = _named(name, where, is_base, cache)
     return sorted(found.values(), key=lambda model: not model.is_base)
 
 
@@ -59,10 +62,10 @@ def _names(group: Group) -> Iterator[tuple[str, str, bool]]:
         yield str(place.model), place.where.removesuffix(".parameters"), False
 
 
-def _named(name: str, where: str, is_base: bool) -> NamedModel:
+def _named(name: str, where: str, is_base: bool, cache: str | None) -> NamedModel:
     text, _, lora = name.partition("+")
     path, _, revision = text.partition("@")
-    location = locate(path, revision or None)
+    location = locate(path, revision or None, cache)
     model = NamedModel(name, where, is_base, location, path, lora or None)
     if location.path is not None:
         if location.path.is_dir():

@@ -45,7 +45,7 @@ def check_models(spec: MergeMethodSpec, config: Any, options: Any) -> None:
     """Raise if the models' files are damaged, do not fit together, or would lose tensors in mergekit's hands."""
     from mergekit_3h.lint.models import named_models
 
-    models = named_models(config)
+    models = named_models(config, cache=getattr(options, "transformers_cache", None))
     _refuse(ModelError, spec, _damage(models))
     rules = {"missing-tensor", "listed-tensor", "lost-tensor", "shape"}
     if getattr(options, "unsafe_truncate_embeddings", False):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,10 +11,15 @@ import torch
 from fusion_bench.modelpool import CausalLMPool
 from hosts import mergekit_yaml
 from kernels.oracle import merge_truncated
+from mergekit import merge_methods
+from mergekit.config import MergeConfiguration
+from mergekit.options import MergeOptions
 from torch import Tensor
 
 from fusion_bench_ext.algorithms import TSVM
+from mergekit_3h.errors import ModelError
 from mergekit_3h.lint import lint
+from mergekit_3h.methods.planning import check_models
 from mergekit_3h.spectral.tensors import SMALLEST_FUSED_SIDE
 
 from .conftest import WEIGHTS, Made
@@ -92,6 +98,29 @@ def test_mergekit_merges_right_or_refuses(made: Callable[[str], Made], name: str
     assert done.returncode == 1
     assert not list(out.glob("*.safetensors"))
     assert rules == {REFUSED[name]}
+
+
+def test_safety_merge_refuses_before_it_searches(made: Callable[[str], Made], absolute: Path) -> None:
+    deepseek = made("deepseek-v3")
+    asked = {**config(deepseek, "safety_merge"), "parameters": {"data": str(absolute / "safety.jsonl")}}
+    asked["models"] = [{"model": str(path)} for path in deepseek.experts]
+    done = mergekit_yaml(asked, absolute / "merged", check=False)
+    assert done.returncode == 1 and "12 of 41 tensors" in done.stderr
+    assert "fusion_bench method=safety_merge" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_model_in_another_cache_is_looked_at_too(made: Callable[[str], Made], absolute: Path) -> None:
+    """As ``mergekit-yaml --transformers-cache`` keeps one of the hub."""
+    deepseek = made("deepseek-v3")
+    repository = absolute / "cache" / "models--org--deepseek"
+    shutil.copytree(deepseek.base, repository / "snapshots" / "0123abc")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0123abc")
+    asked = MergeConfiguration.model_validate({**config(deepseek, "tsvm"), "base_model": "org/deepseek"})
+    spec = merge_methods.get("tsvm").spec
+    check_models(spec, asked, MergeOptions())  # nothing is known of it
+    with pytest.raises(ModelError, match="12 of 41 tensors of org/deepseek"):
+        check_models(spec, asked, MergeOptions(transformers_cache=str(absolute / "cache")))
 
 
 @pytest.mark.parametrize("lazy", [True, False], ids=["lazy", "eager"])

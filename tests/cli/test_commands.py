@@ -27,6 +27,12 @@ def run_process(*arguments: str, cwd: Path | None = None, **environment: str) ->
     return subprocess.run([command, *arguments], capture_output=True, text=True, env=everything, cwd=cwd, check=False)
 
 
+def test_the_package_runs_as_a_module() -> None:
+    asked = [sys.executable, "-m", "mergekit_3h", "--help"]
+    done = subprocess.run(asked, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "lint a mergekit config" in done.stdout
+
+
 def test_clean_config_in_a_process_of_its_own(llamas: Workshop) -> None:
     done = run_process("check", str(llamas.write(llamas.config("rtsvm"))))
     assert done.returncode == 0, done.stderr
