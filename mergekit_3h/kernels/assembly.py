@@ -27,13 +27,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mergekit_3h.kernels.factors import PolarFactors
+from mergekit_3h.kernels.factors import SingularFactors
 from mergekit_3h.kernels.krylov import krylov_spectrum
 from mergekit_3h.kernels.noise import rounding_edge
 from mergekit_3h.kernels.outliers import outlier_mass, outlier_weights
+from mergekit_3h.kernels.polar import PolarFactors
 from mergekit_3h.kernels.ranks import RankRule, rank_budget, sparsity
 from mergekit_3h.kernels.rounding import RoundingToll, rounding_toll
 from mergekit_3h.kernels.settings import Settings
+from mergekit_3h.kernels.shares import Shares
 from mergekit_3h.kernels.spectra import Spectrum, exact_spectrum
 from mergekit_3h.kernels.tasks import TaskMatrices
 from mergekit_3h.kernels.truncations import Truncations
@@ -116,7 +118,7 @@ def plan_layer(tasks: TaskMatrices, settings: Settings) -> Plan:
     return Plan(outlier_weights(masses, settings), omega, rules, tolls)
 
 
-def _shares(tasks: TaskMatrices, plan: Plan, settings: Settings) -> tuple[Truncations | PolarFactors, Report]:
+def _shares(tasks: TaskMatrices, plan: Plan, settings: Settings) -> tuple[Shares, Report]:
     """Step 4: what each task adds to the merge, before its factor w_i alpha_i."""
     n = len(tasks)
     is_literal = settings.order == "orthogonalize_first"
@@ -124,18 +126,16 @@ def _shares(tasks: TaskMatrices, plan: Plan, settings: Settings) -> tuple[Trunca
         cut = decompose(tasks, [None if rule.keeps_everything else rule for rule in plan.rules], settings)
         ranks = [tasks.columns if spectrum is None else spectrum.rank for spectrum in cut]
         return Truncations(tasks, cut, divisor=n if is_literal else 1), _report(plan, cut, ranks)
-    if is_literal:
-        everything = RankRule(tasks.columns, tasks.columns, noise_edge=0.0, energy=1.0)
-        full = _present(decompose(tasks, [everything] * n, settings))
-        ranks = [rule(s.values, s.total_square) for rule, s in zip(plan.rules, full, strict=True)]
-        report = _report(plan, full, ranks)
-        factors = PolarFactors(tasks, full, ranks, right_is_orthogonal=True)
-        return factors, _with_extents(report, tasks, factors)
-    spectra = _present(decompose(tasks, plan.rules, settings))
-    ranks = [spectrum.rank for spectrum in spectra]
+    everything = RankRule(tasks.columns, tasks.columns, noise_edge=0.0, energy=1.0)
+    spectra = _present(decompose(tasks, [everything] * n if is_literal else plan.rules, settings))
+    ranks = [
+        rule(s.values, s.total_square) if is_literal else s.rank for rule, s in zip(plan.rules, spectra, strict=True)
+    ]
     report = _report(plan, spectra, ranks)
-    factors = PolarFactors(tasks, spectra, ranks)
-    return factors, _with_extents(report, tasks, factors)
+    factors = SingularFactors(tasks, spectra)
+    del spectra  # their vectors live on in the factors; twice they would be half of the memory from here on
+    polar = PolarFactors(factors, ranks, right_is_orthogonal=is_literal)
+    return polar, _with_extents(report, tasks, polar)
 
 
 def decompose(tasks: TaskMatrices, rules: Sequence[RankRule | None], settings: Settings) -> list[Spectrum | None]:
@@ -161,8 +161,8 @@ def _present(spectra: Sequence[Spectrum | None]) -> list[Spectrum]:
     return [spectrum for spectrum in spectra if spectrum is not None]
 
 
-def _with_extents(report: Report, tasks: TaskMatrices, factors: PolarFactors) -> Report:
-    sides = factors.left_extent, factors.right_extent
+def _with_extents(report: Report, tasks: TaskMatrices, polar: PolarFactors) -> Report:
+    sides = polar.left_extent, polar.right_extent
     output, input_ = reversed(sides) if tasks.is_wide else sides
     return replace(
         report,

@@ -1,120 +1,118 @@
-"""Orthonormal polar factors: the nearest matrix with orthonormal columns (Eq. 3-4), by inverse square roots in float64.
+"""The merge with the tasks decorrelated: their singular vectors replaced by orthonormal polar factors (Eq. 3-4).
 
-The polar factor of X is X (X^T X)^(-1/2); of a matrix with more columns than rows it is (X X^T)^(-1/2) X, the nearest
-one with orthonormal rows. Gram matrices come as upper triangles. They cost half of the digits: an eigenvalue is known
-to about 1e-15 of the largest, so the directions b with the smallest ones are measured again on X itself, where
-|X b| is known to 1e-15.
-
-Directions in which X reaches no further than its own error are dropped (pseudo-inverse), so that linearly dependent
-tasks, identical experts for one, have a polar factor too.
+The polar factor of X, the nearest matrix with orthonormal columns, is X (X^T X)^(-1/2); of a matrix with more columns
+than rows it is (X X^T)^(-1/2) X, the nearest one with orthonormal rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from mergekit_3h.kernels.dense import eigh_in_place, singular_pairs, triangle_of_columns
-
-MEASURED_BELOW = 1e-6
-"""Eigenvalues of a Gram matrix below this share of the largest are measured again. Above it the Gram matrix was seen to
-leave errors of at most 1e-13 times the condition number of X."""
-
-CUT = 2.0
-"""Directions that reach less far than this many times the error of X count as dependent. Of an error that is alike in
-all directions, r of them in m rows, the largest is at most 1 + sqrt(r / m) times the root mean square."""
+from mergekit_3h.kernels.factors import SingularFactors
+from mergekit_3h.kernels.inverse_roots import Extent, Factor, inverse_sqrt, inverse_sqrt_of_two_blocks
+from mergekit_3h.kernels.spectra import tiles
+from mergekit_3h.kernels.workers import run_all
 
 
-@dataclass(frozen=True)
-class Factor:
-    """X, as its Gram matrix X^T X sees it."""
+class PolarFactors:
+    """``Shares`` U_perp_i S_i V_perp_i^T, of which task i keeps its first ``ranks[i]`` columns.
 
-    blocks: Callable[[], Iterator[Tensor]]
-    """X from top to bottom, some rows at a time."""
-    errors: Tensor
-    """Root mean square error of each column of X."""
-
-
-@dataclass(frozen=True)
-class Extent:
-    """How far a factor reaches in the directions that its columns span."""
-
-    condition: float = 1.0
-    """Largest over smallest singular value, of the directions that are kept."""
-    dependent: int = 0
-    """Directions that were dropped."""
-
-
-def inverse_sqrt(gram: Tensor, factor: Factor) -> tuple[Tensor, Extent]:
-    """Pseudo-inverse square root of the Gram matrix of ``factor``, whose memory is used up."""
-    if gram.shape[0] == 0:
-        return gram, Extent()
-    w, q = eigh_in_place(gram)
-    small = int((w <= MEASURED_BELOW * w[-1]).sum())
-    roots, extent = _measured(factor, q[:, :small], smallest=w[small], largest=w[-1])
-    # B B^T with B = Q w^(-1/4) is symmetric to the last bit, which Q w^(-1/2) Q^T is not.
-    b = q[:, small:].mul_(w[small:].pow(-0.25))
-    return torch.addmm(b @ b.T, roots, roots.T) if small else b @ b.T, extent
-
-
-def inverse_sqrt_of_two_blocks(cross: Tensor, factor: Factor) -> tuple[Tensor, Extent]:
-    """``inverse_sqrt([[I, B], [B^T, I]])`` for B = U_1^T U_2, by one eigendecomposition of the size of a block.
-
-    The eigenvalues are 1 +- sigma with sigma the singular values of B, so every block of the result is an even function
-    of sigma and can be written in B^T B = Y sigma^2 Y^T alone.
+    ``right_is_orthogonal`` says that every V_i is a whole orthogonal matrix, so that V V^T = n I and
+    V_perp = V / sqrt(n).
     """
-    k = cross.shape[0]
-    if k < cross.shape[1]:
-        swapped, extent = inverse_sqrt_of_two_blocks(cross.T, _swapped(factor, k))
-        return swapped.roll((k, k), (0, 1)), extent
-    if cross.shape[1] == 0:
-        return torch.eye(k, dtype=cross.dtype, device=cross.device), Extent()
-    square, y = eigh_in_place(cross.T @ cross)
-    square = square.clamp_(0.0, 1.0)
-    plus = 1 + square.sqrt()
-    minus = (1 - square) / plus
-    plus_root = plus.rsqrt()
-    is_measured = minus <= MEASURED_BELOW * plus[-1]
-    minus_root = torch.where(is_measured, torch.inf, minus).rsqrt()
-    even, odd = (plus_root + minus_root) / 2, (plus_root - minus_root) / 2
-    # (even - 1) / sigma^2 and odd / sigma cancel near sigma = 0; below 1e-3 their series are exact to 1e-12.
-    is_small = square < 1e-6
-    divisor = torch.where(is_small, 1.0, square)
-    even_slope = torch.where(is_small, 3 / 8 + 35 / 128 * square, (even - 1) / divisor)
-    odd_slope = torch.where(is_small, -1 / 2 - 5 / 16 * square, odd / divisor.sqrt())
-    b_y = cross @ y
-    upper_left = (b_y * even_slope) @ b_y.T
-    upper_left.diagonal().add_(1)
-    upper_right = (b_y * odd_slope) @ y.T
-    lower_right = (y * even) @ y.T
-    result = torch.cat([torch.cat([upper_left, upper_right], 1), torch.cat([upper_right.T, lower_right], 1)])
-    # The eigenvectors of 1 - sigma are those of sigma in both blocks, with opposite signs.
-    opposite = torch.cat([b_y[:, is_measured] / square[is_measured].sqrt(), -y[:, is_measured]]) / 2**0.5
-    others = minus[~is_measured]
-    roots, extent = _measured(factor, opposite, smallest=others[-1] if others.numel() else plus[0], largest=plus[-1])
-    return result.addmm_(roots, roots.T) if opposite.shape[1] else result, extent
 
+    def __init__(self, factors: SingularFactors, ranks: Sequence[int], *, right_is_orthogonal: bool = False) -> None:
+        self.factors = factors
+        self.tasks = factors.tasks
+        self.kept = [slice(part.start, part.start + rank) for part, rank in zip(factors.parts, ranks, strict=True)]
+        self.right_is_orthogonal = right_is_orthogonal
+        left_gram, self._norms = factors.left_gram()
+        self._left_whitener = self._right_whitener = factors.right.new_empty(0, 0)
+        self.left_extent = self.right_extent = Extent()
 
-def _measured(factor: Factor, directions: Tensor, *, smallest: Tensor, largest: Tensor) -> tuple[Tensor, Extent]:
-    """R with R R^T the part of (X^T X)^(-1/2) in the ``directions`` (orthonormal columns), and the extent of X.
+        def whiten_left() -> None:
+            self._left_whitener, self.left_extent = self._whitener(left_gram, factors.left_side(self._norms))
 
-    ``smallest`` and ``largest`` are the eigenvalues of X^T X at the ends of all other directions.
-    """
-    if directions.shape[1] == 0:
-        return directions, Extent(float((largest / smallest).sqrt()))
-    triangle = triangle_of_columns(block @ directions for block in factor.blocks())
-    reaches, turned = singular_pairs(triangle)
-    vectors = directions @ turned
-    errors = (vectors.square().T @ factor.errors.square()).sqrt()
-    kept = reaches > CUT * errors
-    vectors, reaches = vectors[:, kept], reaches[kept]
-    condition = float(largest.sqrt() / reaches.min()) if reaches.numel() else float((largest / smallest).sqrt())
-    return vectors * reaches.rsqrt(), Extent(condition, int((~kept).sum()))
+        def whiten_right(gram: Tensor) -> None:
+            self._right_whitener, self.right_extent = self._whitener(gram, factors.right_side())
 
+        both = [whiten_left] if right_is_orthogonal else [whiten_left, partial(whiten_right, factors.right_gram())]
+        run_all(self.tasks.device, both)
 
-def _swapped(factor: Factor, k: int) -> Factor:
-    """The factor with its first ``k`` columns behind the others."""
-    return Factor(lambda: (block.roll(-k, 1) for block in factor.blocks()), factor.errors.roll(-k))
+    def _whitener(self, gram: Tensor, factor: Factor) -> tuple[Tensor, Extent]:
+        """The inverse square root that turns a side into its polar factor."""
+        if len(self.factors.parts) == 2 and gram.shape[0] == self.factors.width:
+            first, second = self.factors.parts
+            return inverse_sqrt_of_two_blocks(gram[first, second], factor)
+        return inverse_sqrt(gram, factor)
+
+    def weighted_sum(self, scales: Sequence[float]) -> Tensor:
+        """sum_i U_perp_i (scale_i S_i) V_perp_i^T."""
+        tasks, inner = self.tasks, self._inner(scales)
+        shape = (tasks.columns, tasks.rows) if tasks.is_wide else (tasks.rows, tasks.columns)
+        result = torch.empty(shape, dtype=tasks.result_dtype, device=tasks.device)
+        tall = result.T if tasks.is_wide else result
+        if self.factors.is_left_wide:
+            panel = self.factors.left_panel(slice(0, tasks.rows))
+
+            def fill_columns(columns: slice) -> None:
+                tall[:, columns] = (self._left_whitener @ (panel @ inner[:, columns])).to(tasks.result_dtype)
+
+            run_all(tasks.device, [partial(fill_columns, part) for part in tiles(tasks.device, tasks.columns)])
+            return result
+
+        def fill(rows: slice) -> None:
+            tall[rows] = (self.factors.left_rows(rows) @ inner).to(tasks.result_dtype)
+
+        run_all(tasks.device, [partial(fill, rows) for rows in tasks.row_spans()])
+        return result
+
+    def _inner(self, scales: Sequence[float]) -> Tensor:
+        """Y (K x columns) with U_perp diag(scale_i S_i) V_perp^T = U Y, or (U U^T)^(-1/2) U Y where U is wide."""
+        diagonal = torch.zeros_like(self.factors.values)
+        for kept, scale in zip(self.kept, scales, strict=True):
+            diagonal[kept] = scale * self._exact_values[kept]
+        result = self.factors.right.new_empty(self.factors.width, self.tasks.columns)
+
+        def fill(columns: slice) -> None:
+            part = self._v_perp_t(columns).mul_(diagonal[:, None])
+            if not self.factors.is_left_wide:
+                part = self._left_whitener @ part
+            result[:, columns] = part.div_(self._norms[:, None])
+
+        run_all(self.tasks.device, [partial(fill, part) for part in tiles(self.tasks.device, self.tasks.columns)])
+        return result
+
+    def share(self, i: int) -> tuple[Tensor, Tensor]:
+        """U_perp_i and S_i V_perp_i^T."""
+        kept, rows = self.kept[i], slice(0, self.tasks.rows)
+        right = self._v_perp_t(slice(0, self.tasks.columns))[kept] * self._exact_values[kept, None]
+        if self.factors.is_left_wide:
+            whole = self.factors.left_panel(rows).div_(self._norms)
+            return (self._left_whitener @ whole)[:, kept], right
+        whitener = self._left_whitener[:, kept] / self._norms[:, None]
+        left = self.factors.right.new_empty(self.tasks.rows, kept.stop - kept.start)
+
+        def fill(rows: slice) -> None:
+            left[rows] = self.factors.left_rows(rows) @ whitener
+
+        run_all(self.tasks.device, [partial(fill, rows) for rows in self.tasks.row_spans()])
+        return left, right
+
+    @property
+    def _exact_values(self) -> Tensor:
+        return self.factors.values * self._norms
+
+    def _v_perp_t(self, columns: slice) -> Tensor:
+        """Columns of V_perp^T."""
+        v_t = self.factors.right[columns].T
+        if self.right_is_orthogonal:
+            return v_t / math.sqrt(len(self.factors.parts))
+        if self.factors.is_right_wide:
+            return self.factors.right.T @ self._right_whitener[:, columns]
+        return self._right_whitener @ v_t

@@ -14,7 +14,7 @@ from mergekit_3h.kernels.workers import run_all
 
 
 class Truncations:
-    """D_i / divisor; D_i is delta_i truncated to its spectrum, or all of delta_i where that is ``None``."""
+    """``Shares`` D_i / divisor; D_i is delta_i truncated to its spectrum, or all of delta_i where that is ``None``."""
 
     def __init__(self, tasks: TaskMatrices, spectra: Sequence[Spectrum | None], divisor: int = 1) -> None:
         self.tasks = tasks
@@ -22,7 +22,7 @@ class Truncations:
         self.divisor = divisor
 
     def weighted_sum(self, scales: Sequence[float]) -> Tensor:
-        """sum_i scale_i D_i / divisor, in the checkpoint's orientation."""
+        """sum_i scale_i D_i / divisor."""
         tasks = self.tasks
         tall = torch.empty(tasks.rows, tasks.columns, dtype=tasks.result_dtype, device=tasks.device)
 
@@ -39,7 +39,7 @@ class Truncations:
         return tall.T.contiguous() if tasks.is_wide else tall
 
     def share(self, i: int) -> tuple[Tensor, Tensor]:
-        """D_i / divisor as a product (rows x k) (k x columns), tall side up; k is all columns for a whole delta_i."""
+        """D_i / divisor; k_i is all columns for a whole delta_i."""
         whole = self.tasks.block(i, slice(0, self.tasks.rows)) / self.divisor
         spectrum = self.spectra[i]
         if spectrum is None:

@@ -7,7 +7,7 @@ import torch
 from kernels.oracle import merge_truncated, polar_factor, random_delta, relative, settings
 
 from mergekit_3h.kernels.assembly import merge
-from mergekit_3h.kernels.polar import Factor, inverse_sqrt, inverse_sqrt_of_two_blocks
+from mergekit_3h.kernels.inverse_roots import Factor, inverse_sqrt, inverse_sqrt_of_two_blocks
 from mergekit_3h.kernels.tasks import TaskMatrices
 from mergekit_3h.options import parse_options
 from mergekit_3h.spectral.tensors import merge_tensor
