@@ -24,6 +24,7 @@ from fusion_bench_ext.models import OpenModel, TensorFacts
 from fusion_bench_ext.pools import open_model
 from fusion_bench_ext.saving import Destination
 from mergekit_3h.errors import ModelError, TensorError
+from mergekit_3h.kernels.memory import return_large_blocks_when_freed
 from mergekit_3h.kernels.workers import Job, run_jobs
 
 LOG = logging.getLogger(__name__)
@@ -84,6 +85,7 @@ class StreamingAlgorithm(BaseAlgorithm, LightningFabricMixin):
             if not expert_names:
                 raise ModelError(f"the pool has no model to merge; it has: {modelpool.all_model_names}")
             self.check_pool(base_name, expert_names)
+            return_large_blocks_when_freed()
             destination = self._destination(modelpool)
             experts = [open_model(modelpool, name) for name in expert_names]
             base = open_model(modelpool, base_name) if base_name is not None else None

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mergekit_3h.benchmarks.problems import Inputs
 from mergekit_3h.errors import OptionError
+from mergekit_3h.kernels.memory import return_large_blocks_when_freed
 from mergekit_3h.kernels.tasks import TaskMatrices
 from mergekit_3h.spectral import registry
 from mergekit_3h.spectral.literal import merge_literally
@@ -98,6 +99,7 @@ def chosen_peers(peer: str) -> list[str]:
 
 
 def _ours(inputs: Inputs, recipe: Recipe) -> Run:
+    return_large_blocks_when_freed()  # as both hosts do
     method = recipe.spectral()
     weights = [1.0] * len(inputs.experts)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 
 STORED_ASPECT = 3
@@ -15,6 +16,7 @@ MOST_PASSING_BYTES = 16 << 20
 """.. and for a large one, of which they take a part at a time."""
 
 LARGE_BLOCK = 1 << 20
+THRESHOLD_VARIABLE = "MALLOC_MMAP_THRESHOLD_"
 _M_MMAP_THRESHOLD = -3  # of mallopt(3)
 
 
@@ -23,9 +25,11 @@ def return_large_blocks_when_freed() -> None:
 
     glibc raises that threshold by itself up to 32 MB, and keeps what is freed below it in an arena for each thread. The
     stages of a merge run in several threads with workspaces of 1 to 30 MB, so half of the peak was seen to be memory
-    that nobody used. Elsewhere than in glibc nothing is done.
+    that nobody used (docs/performance.md). This is the whole process's affair: a host calls it when a merge begins,
+    before it reads any tensor, since holes left in the heap earlier stay resident. Nothing is done elsewhere than in
+    glibc, nor where the environment sets the threshold itself.
     """
-    if sys.platform.startswith("linux"):
+    if sys.platform.startswith("linux") and THRESHOLD_VARIABLE not in os.environ:
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
         if mallopt is not None:
             mallopt(_M_MMAP_THRESHOLD, LARGE_BLOCK)

@@ -19,13 +19,10 @@ from functools import cache, lru_cache
 import torch
 
 from mergekit_3h.errors import OptionError
-from mergekit_3h.kernels.memory import return_large_blocks_when_freed
 
 BLAS_THREADS = "MERGEKIT_3H_BLAS_THREADS"
 
 _this_thread = threading.local()
-
-return_large_blocks_when_freed()  # before the host allocates: holes left in the heap earlier would stay resident
 
 
 def run_all(device: torch.device, pieces: Sequence[Callable[[], None]]) -> None:

@@ -19,6 +19,7 @@ from mergekit.merge_methods.base import (
     TensorGroup,
 )
 
+from mergekit_3h.kernels.memory import return_large_blocks_when_freed
 from mergekit_3h.kernels.workers import blas_threads
 from mergekit_3h.methods.host_errors import HostError, shown_by_mergekit
 from mergekit_3h.methods.parameters import parameter_specs
@@ -60,6 +61,7 @@ class SpectralMergeMethod(GroupMergeMethod):
         with shown_by_mergekit():
             blas_threads()  # raises if the environment asks for what is no number
             check_plan(self.spec)
+        return_large_blocks_when_freed()
         super().validate_inputs(input_ids, base_id, group_name=group_name)
 
     def merge_group(self, group: TensorGroup, /, **parameters: Any) -> torch.Tensor:

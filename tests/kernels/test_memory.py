@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -14,10 +15,12 @@ import torch
 torch.set_num_threads(1)
 from mergekit_3h.benchmarks.memory import PeakMemory
 from mergekit_3h.kernels.assembly import merge
+from mergekit_3h.kernels.memory import return_large_blocks_when_freed
 from mergekit_3h.kernels.tasks import TaskMatrices
 from mergekit_3h.spectral.tensors import matrix_bytes
 from mergekit_3h.spectral.registry import parse_options
 
+return_large_blocks_when_freed()
 rows, columns, experts, options = json.loads(sys.argv[1])
 options = parse_options("rtsvm", options)
 generator = torch.Generator().manual_seed(0)
@@ -53,3 +56,26 @@ def test_a_merge_takes_no_more_memory_than_it_says(
     taken, said = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert taken < said + BLAS_BUFFERS
     assert said < 3 * taken  # a bound that is far off would keep matrices from being merged side by side
+
+
+SPY = """
+import ctypes, sys
+calls = []
+class Library(ctypes.CDLL):
+    def mallopt(self, *arguments): calls.append(arguments)
+ctypes.CDLL = Library
+import mergekit_3h.kernels.assembly, mergekit_3h.kernels.workers, mergekit_3h.spectral.tensors, mergekit_3h
+from mergekit_3h.kernels.memory import return_large_blocks_when_freed
+assert not calls, calls
+return_large_blocks_when_freed()
+print(calls)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc alone has the setting")
+@pytest.mark.parametrize(("set_by_user", "calls"), [(False, "[(-3, 1048576)]"), (True, "[]")])
+def test_importing_leaves_the_allocator_alone_and_a_merge_asks_the_environment(set_by_user: bool, calls: str) -> None:
+    environment = {**os.environ, **({"MALLOC_MMAP_THRESHOLD_": "131072"} if set_by_user else {})}
+    program = [sys.executable, "-c", SPY]
+    ran = subprocess.run(program, capture_output=True, text=True, check=False, env=environment)
+    assert ran.stdout.strip() == calls, ran.stderr
