@@ -36,6 +36,7 @@ from mergekit_3h.diagnostics.subspaces import (
 from mergekit_3h.kernels.assembly import Plan, decompose, plan_layer
 from mergekit_3h.kernels.outliers import outlier_mass
 from mergekit_3h.kernels.ranks import RankRule
+from mergekit_3h.kernels.remainders import Remainder, remainder
 from mergekit_3h.kernels.settings import Settings
 from mergekit_3h.kernels.spectra import Spectrum
 from mergekit_3h.kernels.tasks import TaskMatrices
@@ -150,6 +151,7 @@ def _spectrum(
     tasks: TaskMatrices, i: int, plan: Plan, spectrum: Spectrum, rank: int, over_counted: float
 ) -> SpectrumMeasures:
     edge, values, toll = plan.rules[i].noise_edge, spectrum.values, plan.tolls[i]
+    left = remainder(tasks, i, spectrum.right[:, : int((values > edge).sum())]) if edge > 0 else Remainder()
     return SpectrumMeasures(
         rank=rank,
         alpha=plan.alphas[i],
@@ -158,6 +160,8 @@ def _spectrum(
         above_edge=energy_above(values, edge),
         unrounded_norm=math.sqrt(toll.update_square),
         rounding_distance=toll.distance,
+        left_square=left.left_square,
+        rounding_square=left.rounding_square,
         effective_rank=effective_rank(values),
         energy={k: energy_share(values, k) for k in ENERGIES if k <= tasks.columns},
         over_counting=over_counted,

@@ -30,6 +30,9 @@ class SpectrumMeasures(_Line):
     """|D_i| before the checkpoint was rounded, as the kernel estimates it .."""
     rounding_distance: float
     """.. and how far rounding moved the update, relative to that."""
+    left_square: float = 0.0
+    rounding_square: float = 0.0
+    """The two sums of the kernel's statistic T: what lies under the edge, and what rounding alone would leave there."""
     effective_rank: float
     energy: dict[int, float]
     """Share of the squared singular values in the largest 1, 8, 64."""

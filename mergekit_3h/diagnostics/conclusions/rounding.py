@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import hypot
+from math import hypot, isfinite
 
 from mergekit_3h.diagnostics.conclusions.inspection import Conclusion, Inspection
+from mergekit_3h.kernels.remainders import Remainder
 
 QUESTION = "Can a merge still see the updates under the rounding?"
 
@@ -46,19 +47,29 @@ def _hidden(inspection: Inspection, rounded: dict[int, str]) -> Iterator[Conclus
         distance, above = rounding_distance(inspection, i), energy_above_edge(inspection, i)
         if distance <= HIDDEN and above >= HIDDEN:
             continue
-        unchanged = unchanged_weights(inspection, i)
+        unchanged, left = unchanged_weights(inspection, i), remainder_of(inspection, i)
         yield Conclusion(
             "rounding-hides-update",
             QUESTION,
             "warning",
             f"Only in part: rounding moved the update of {name} by {distance:.0%} of its size, {above:.0%} of its "
-            f"energy is above the rounding edge, and {unchanged:.0%} of the weights are the base's own.",
+            f"energy is above the rounding edge, and {unchanged:.0%} of the weights are the base's own."
+            + _under_the_edge(left),
             advice=f"Merge {name} from float32 weights, or from its adapter, if you have them: what rounding took "
-            "cannot be found in these files. noise_floor: auto keeps the noise out of the decorrelation.",
+            f"cannot be found in these files. {_about_the_floor(left)}",
             basis=_BASIS,
-            numbers={"distance": distance, "above_edge": above, "unchanged": unchanged},
-            options={"noise_floor": "auto"} if inspection.settings.noise_floor == "off" else {},
+            numbers={"distance": distance, "above_edge": above, "unchanged": unchanged, **_finite("T", left.ratio)},
         )
+
+
+def _finite(name: str, value: float) -> dict[str, float]:
+    return {name: value} if isfinite(value) else {}
+
+
+def _about_the_floor(left: Remainder) -> str:
+    if left.left_square > 0 and not left.is_rounding_alone:
+        return "Compare merges with noise_floor: auto and off: either has a price here."
+    return "noise_floor: auto keeps the noise out of the decorrelation."
 
 
 def rounding_distance(inspection: Inspection, i: int) -> float:
@@ -79,3 +90,20 @@ def energy_above_edge(inspection: Inspection, i: int) -> float:
 def unchanged_weights(inspection: Inspection, i: int) -> float:
     total = sum(row.entries for row in inspection.measured)
     return sum(row.entries * row.experts[i].unchanged for row in inspection.measured) / total if total else 0.0
+
+
+def remainder_of(inspection: Inspection, i: int) -> Remainder:
+    """What lies under the edges of all matrices of an expert, and what rounding alone would leave there."""
+    spectra = [row.experts[i].spectrum for row in inspection.matrices]
+    return sum((Remainder(s.left_square, s.rounding_square) for s in spectra if s), start=Remainder())
+
+
+def _under_the_edge(left: Remainder) -> str:
+    if left.left_square == 0:
+        return ""
+    what = (
+        "that is rounding alone, as of an update of low rank"
+        if left.is_rounding_alone
+        else "so a part of the update is there too, as of a full fine-tuning; noise_floor: auto cuts it away"
+    )
+    return f" Under the edge lies {left.ratio:.2f} times what rounding alone would leave: {what}."
