@@ -17,6 +17,7 @@ from torch import Tensor
 from fusion_bench_ext.algorithms.streaming import StreamingAlgorithm
 from fusion_bench_ext.errors import shown_by_hydra
 from fusion_bench_ext.models import TensorFacts
+from mergekit_3h.diagnostics.record import watcher
 from mergekit_3h.errors import ModelError, OptionError
 from mergekit_3h.kernels.workers import blas_threads
 from mergekit_3h.options import checked, require_known
@@ -104,6 +105,7 @@ class SpectralAlgorithm(StreamingAlgorithm):
             {f"model {expert!r}": self._used_weights[expert] for expert in experts},
             self._used_options,
             base_label=f"the base model {base[0]!r}",
+            watch=watcher(self._used_options, list(experts)),
         )
 
 

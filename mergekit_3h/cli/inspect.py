@@ -32,6 +32,11 @@ _MARKS = {
 )
 @click.option("--data", help="JSONL files with records, separated by commas: compares the experts' loss gradients too.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1.")
+@click.option(
+    "--record",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="What a merge of these experts left (its option record). Unset: the CONFIG's own, if it is there.",
+)
 @click.option("--pictures/--no-pictures", default=True, show_default=True, help="Heat maps as PNG files in --out.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object for machines.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
@@ -43,6 +48,7 @@ def command(
     sample: float,
     data: str | None,
     device: str,
+    record: Path | None,
     pictures: bool,
     as_json: bool,
     quiet: bool,
@@ -55,7 +61,7 @@ def command(
     """
     subject = _subject(config, base, experts)
     _require_device(device)
-    inspection = _inspected(subject, out, sample, device, quiet)
+    inspection = _with_record(_inspected(subject, out, sample, device, quiet), subject, record)
     if data is not None:
         inspection = _with_gradients(inspection, subject, data, device)
     from mergekit_3h.diagnostics.conclusions import conclusions
@@ -106,6 +112,15 @@ def _inspected(subject: Subject, out: Path | None, sample: float, device: str, q
         findings=subject.findings,
         tied=subject.tied,
     )
+
+
+def _with_record(inspection: Inspection, subject: Subject, folder: Path | None) -> Inspection:
+    from mergekit_3h.diagnostics.record import RECORD, record_of
+
+    named = (subject.config.parameters or {}).get("record")
+    if folder is None and isinstance(named, str) and (Path(named).expanduser() / RECORD).is_file():
+        folder = Path(named).expanduser()
+    return inspection if folder is None else replace(inspection, record=record_of(folder, subject.experts))
 
 
 def _with_gradients(inspection: Inspection, subject: Subject, data: str, device: str) -> Inspection:

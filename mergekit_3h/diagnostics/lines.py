@@ -57,6 +57,10 @@ class GrowingLines:
         text = content if isinstance(content, str) else json.dumps(content, separators=(",", ":"))
         self._stream.write(text.encode() + b"\n")
 
+    def restart(self) -> None:
+        """Begin with an empty file."""
+        self._stream.truncate(0)
+
     def close(self) -> None:
         os.fsync(self._stream.fileno())
         self._stream.close()

@@ -30,6 +30,7 @@
   function text(value, form) {
     if (!isNumber(value)) return "–";
     if (form.endsWith("%")) return (100 * value).toFixed(Number(form[1])) + " %";
+    if (form.endsWith("e")) return value === 0 ? "0" : value.toExponential(Number(form[1]));
     if (form.endsWith("f")) return value.toFixed(Number(form[1]));
     return value.toPrecision(Number(form[1]));
   }
@@ -183,10 +184,11 @@
   function recorded(row) {
     const parts = [];
     const perExpert = data.record.expert.filter(([name]) => Array.isArray(row.record[name]));
-    if (perExpert.length) parts.push(table(["", ...data.experts], perExpert.map(([name, title, form]) =>
-      [title, title, ...row.record[name].map((value) => (typeof value === "string" ? value : text(value, form)))])));
+    if (perExpert.length) parts.push(table(["", ...data.experts], perExpert.map(([name, title, meaning, form]) =>
+      [title, meaning, ...row.record[name].map((value) => (typeof value === "string" ? value : text(value, form)))])));
     const single = data.record.tensor.filter(([name]) => isNumber(row.record[name]));
-    if (single.length) parts.push(table(["", "merge"], single.map(([name, title, form]) => [title, title, text(row.record[name], form)])));
+    if (single.length) parts.push(table(["", "all together"], single.map(([name, title, meaning, form]) =>
+      [title, meaning, text(row.record[name], form)])));
     return parts;
   }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -97,8 +97,39 @@ def page_data(inspection: Inspection) -> dict[str, Any]:
             for m in MEASURES
         ],
         "places": {count: sampled_places(count) for count in {spectrum.count for spectrum in spectra}},
-        "rows": [_row(row, row.tensor in shown) for row in rows],
+        "rows": [_row(row, row.tensor in shown, inspection.record.get(row.tensor)) for row in rows],
+        "record": RECORDED,
     }
+
+
+RECORDED = {
+    "expert": [
+        ("surviving", "survives", "share of the expert's update that is in the merge: 1 is all of it", ".2f"),
+        ("ranks", "rank", "singular values that the merge kept", ".0f"),
+        ("outlier_weights", "alpha", "R-TSVM's outlier weight", ".2f"),
+        ("weights", "weight", "the weight that the merge was given", ".2f"),
+        ("decompositions", "decomposed", "how the singular vectors were found", ""),
+        ("residuals", "residual", "bound on the error of the found subspace", ".1e"),
+    ],
+    "tensor": [
+        ("budget", "budget", "rank that each expert might have had", ".0f"),
+        ("omega", "Omega", "sparsity, Eq. 9", ".2f"),
+        ("condition_output", "condition, output", "of [U_1 .. U_n]: noise is magnified by as much", ".0f"),
+        ("condition_input", "condition, input", "of [V_1 .. V_n]", ".0f"),
+        ("changed", "changed", "weights that are not the base's", ".1%"),
+        ("rounded_away", "rounded away", "weights that the merge changed and rounding gave back", ".1%"),
+        ("rounding_distance", "rounded", "how far rounding the result moved the merged update", ".1%"),
+        ("seconds", "seconds", "time of merging this tensor", ".2f"),
+    ],
+}
+"""What the page shows of a record's line: its key, a short title, the meaning, the form."""
+
+
+def _recorded(line: Mapping[str, Any]) -> dict[str, Any]:
+    shown = {key for each in RECORDED.values() for key, *_ in each}
+    output, input_ = line.get("conditions") or (None, None)
+    content = {key: value for key, value in line.items() if key in shown}
+    return {**content, "condition_output": output, "condition_input": input_}
 
 
 def _with_spectra(rows: Sequence[TensorMeasures]) -> set[str]:
@@ -110,7 +141,7 @@ def _with_spectra(rows: Sequence[TensorMeasures]) -> set[str]:
     return set(first.values())
 
 
-def _row(row: TensorMeasures, has_spectra: bool) -> dict[str, Any]:
+def _row(row: TensorMeasures, has_spectra: bool, recorded: Mapping[str, Any] | None) -> dict[str, Any]:
     layer, kind = row.place
     measures = {m.name: [_short(value) for value in m.values(row)] for m in MEASURES} if not row.problem else {}
     content: dict[str, Any] = {
@@ -123,6 +154,8 @@ def _row(row: TensorMeasures, has_spectra: bool) -> dict[str, Any]:
     }
     if row.problem:
         content["problem"] = row.problem
+    if recorded is not None:
+        content["record"] = _recorded(recorded)
     if has_spectra:
         content["spectra"] = [
             {"values": s.values, "count": s.count, "edge": _short(s.noise_edge), "rank": s.rank}

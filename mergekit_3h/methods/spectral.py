@@ -19,6 +19,7 @@ from mergekit.merge_methods.base import (
     TensorGroup,
 )
 
+from mergekit_3h.diagnostics.record import watcher
 from mergekit_3h.kernels.memory import return_large_blocks_when_freed
 from mergekit_3h.kernels.workers import blas_threads
 from mergekit_3h.methods.host_errors import HostError, shown_by_mergekit
@@ -69,13 +70,15 @@ class SpectralMergeMethod(GroupMergeMethod):
         base = group.base
         assert base is not None  # the contract requires one
         with shown_by_mergekit():
+            method = self.method(**parameters)
             return merge_tensor(
                 group.metadata.name or "unnamed",
                 base.tensor,
                 {str(entry.id): entry.tensor for entry in group.non_base},
                 {str(entry.id): weight[entry.id] for entry in group.non_base},
-                self.method(**parameters),
+                method,
                 base_label=f"the base model {base.id}",
+                watch=watcher(method, [str(entry.id) for entry in group.non_base]),
             )
 
 

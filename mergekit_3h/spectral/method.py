@@ -52,6 +52,11 @@ class SpectralMethod(BaseModel, ABC):
         description="Tensors merged by the plain weighted mean of their updates instead: comma-separated patterns; one "
         "with * or ? must match the whole tensor name, any other is looked for inside it.",
     )
+    record: str = Field(
+        "",
+        description="Folder in which the merge leaves a line of JSON for each tensor: ranks, weights, what is left of "
+        "each expert's update, what rounding took. mergekit-3h inspect shows it.",
+    )
 
     @abstractmethod
     def merge(self, tasks: TaskMatrices, weights: Sequence[float]) -> tuple[Tensor, Any]:

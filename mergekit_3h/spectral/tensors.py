@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial, reduce
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -42,30 +43,31 @@ def merge_tensor(
     method: SpectralMethod,
     *,
     base_label: str = "the base model",
+    watch: Watcher | None = None,
 ) -> Tensor:
     """Merge the tensor ``name`` of the base and of each expert; ``experts`` are keyed by the labels that errors use.
 
     Matrices, and the matrices of a three-dimensional tensor one by one, take the method's way; everything else, and
     what ``exclude`` names, gets the weighted mean of the updates. The result has the promoted dtype of the inputs and
-    is rounded once, after the base was added.
+    is rounded once, after the base was added. ``watch`` is called with every merged tensor, or matrix of one.
     """
     require_mergeable(name, {base_label: base, **experts})
     tensors, factors = list(experts.values()), [weights[label] for label in experts]
     dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors), base.dtype)
     if base.numel() == 0:
         return base.to(dtype, copy=True)
+    step = MergingStep(method, factors, dtype, watch)
     if not merges_as_matrices(name, base, method):
-        return _added(base, mean_update(tensors, base, factors), method, dtype)
+        return step.merge(name, base, tensors, is_matrix=False)
     if base.ndim == 2:
-        return _added(base, _merged_matrix(name, base, tensors, factors, method), method, dtype)
+        return step.merge(name, base, tensors, is_matrix=True)
     result = torch.empty(base.shape, dtype=dtype, device=base.device)
 
     def begin(i: int) -> Callable[[], None]:
         layer = [tensor[i] for tensor in tensors]
 
         def merge_layer() -> None:
-            update = _merged_matrix(f"{name}[{i}]", base[i], layer, factors, method)
-            result[i] = _added(base[i], update, method, dtype)
+            result[i] = step.merge(f"{name}[{i}]", base[i], layer, is_matrix=True)
 
         return merge_layer
 
@@ -81,20 +83,55 @@ def matrix_bytes(shape: Sequence[int], dtype: torch.dtype, experts: int, method:
     return method.working_bytes(rows, columns, experts, result_itemsize=max(4, dtype.itemsize))
 
 
-def _added(base: Tensor, update: Tensor, method: SpectralMethod, dtype: torch.dtype) -> Tensor:
-    return update.mul_(method.lambda_).add_(base).to(dtype)
+@dataclass(frozen=True)
+class MergedTensor:
+    """One tensor, or one matrix of it, for whoever watches a merge."""
+
+    name: str
+    base: Tensor
+    experts: list[Tensor]
+    weights: list[float]
+    exact: Tensor
+    """Base and update before they are rounded to the result."""
+    result: Tensor
+    report: Any
+    """The method's; None for a tensor that is averaged."""
+    seconds: float
 
 
-def _merged_matrix(
-    name: str, base: Tensor, experts: list[Tensor], factors: list[float], method: SpectralMethod
-) -> Tensor:
-    device = computing_device(base.device)
-    tasks = TaskMatrices([expert.to(device) for expert in experts], base.to(device))
-    update, report = method.merge(tasks, factors)
-    log.debug("%s: %s", name, report)
-    for level, remark in method.remarks(report):
-        log.log(level, "%s: %s", name, remark)
-    return update.to(base.device)
+Watcher = Callable[[MergedTensor], None]
+
+
+@dataclass(frozen=True)
+class MergingStep:
+    """What all matrices of a tensor have in common."""
+
+    method: SpectralMethod
+    factors: list[float]
+    dtype: torch.dtype
+    watch: Watcher | None
+
+    def merge(self, name: str, base: Tensor, experts: list[Tensor], *, is_matrix: bool) -> Tensor:
+        began = time.perf_counter()
+        if is_matrix:
+            update, report = self._update(name, base, experts)
+        else:
+            update, report = mean_update(experts, base, self.factors), None
+        exact = update.mul_(self.method.lambda_).add_(base)
+        result = exact.to(self.dtype)
+        if self.watch is not None:
+            seconds = time.perf_counter() - began
+            self.watch(MergedTensor(name, base, experts, self.factors, exact, result, report, seconds))
+        return result
+
+    def _update(self, name: str, base: Tensor, experts: list[Tensor]) -> tuple[Tensor, Any]:
+        device = computing_device(base.device)
+        tasks = TaskMatrices([expert.to(device) for expert in experts], base.to(device))
+        update, report = self.method.merge(tasks, self.factors)
+        log.debug("%s: %s", name, report)
+        for level, remark in self.method.remarks(report):
+            log.log(level, "%s: %s", name, remark)
+        return update.to(base.device), report
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from mergekit_3h.diagnostics.rows import (
     all_pairs,
     sampled_places,
 )
-from mergekit_3h.options import parse_options
+from mergekit_3h.spectral.registry import parse_options
 
 NAMES = ["helpful", "honest", "harmless", *(f"expert{i}" for i in range(3, 10))]
 SIDE = 4096

@@ -21,7 +21,7 @@ from mergekit_3h.diagnostics.subjects import short_names, subject_of_models
 from mergekit_3h.diagnostics.survey import MEASURES, sampled
 from mergekit_3h.kernels.assembly import merge
 from mergekit_3h.kernels.tasks import TaskMatrices
-from mergekit_3h.options import parse_options
+from mergekit_3h.spectral.registry import parse_options
 
 
 def inspect(*arguments: object, check: bool = True) -> Result:

@@ -17,6 +17,7 @@ from mergekit_3h.diagnostics.conclusions.gradients import do_the_gradients_agree
 from mergekit_3h.diagnostics.conclusions.inspection import Conclusion, Inspection
 from mergekit_3h.diagnostics.conclusions.interference import where_do_experts_interfere
 from mergekit_3h.diagnostics.conclusions.origin import do_the_experts_come_from_the_base
+from mergekit_3h.diagnostics.conclusions.outcome import what_did_the_merge_keep
 from mergekit_3h.diagnostics.conclusions.rank import does_the_rank_adapt
 from mergekit_3h.diagnostics.conclusions.rounding import does_rounding_hide_updates
 
@@ -30,6 +31,7 @@ QUESTIONS: tuple[Callable[[Inspection], Sequence[Conclusion]], ...] = (
     does_rounding_hide_updates,
     does_the_rank_adapt,
     do_the_gradients_agree,
+    what_did_the_merge_keep,
 )
 
 

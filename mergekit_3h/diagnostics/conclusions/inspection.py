@@ -53,6 +53,8 @@ class Inspection:
     tied: Sequence[bool | None] = ()
     gradients: Sequence[GradientCosine] = ()
     asked_for_gradients: bool = False
+    record: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What a merge of these experts left, by tensor."""
 
     @cached_property
     def measured(self) -> list[TensorMeasures]:

@@ -1,0 +1,163 @@
+"""What a merge leaves behind where the option ``record`` names a folder: a line for each tensor, written at once.
+
+The file is that of the last merge into the folder: a merge begins when a process writes there for the first time, or
+when a tensor comes again.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from functools import cache
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mergekit_3h.diagnostics.lines import GrowingLines, LinesError, read_lines
+from mergekit_3h.errors import OptionError
+from mergekit_3h.kernels.tasks import BLOCK_ELEMENTS_ON_DEVICE, CACHE_ELEMENTS
+from mergekit_3h.kernels.values import floats
+from mergekit_3h.kernels.workers import spans
+
+if TYPE_CHECKING:
+    from mergekit_3h.spectral.method import SpectralMethod
+    from mergekit_3h.spectral.tensors import MergedTensor, Watcher
+
+RECORD = "record.jsonl"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of the experts' updates and of the weights in one tensor."""
+
+    surviving: list[float]
+    """<M, D_i> / |D_i|^2 for each expert: 1 where the merged update M holds all of D_i, 0 where it holds none, and for
+    an expert without an update."""
+    changed: float
+    """Share of the weights that are not the base's."""
+    rounded_away: float
+    """Share of the weights that the merge changed, and that the dtype of the result gave back."""
+    rounding_distance: float
+    """How far rounding the result moved the merged update, relative to its size."""
+
+
+def outcome(base: Tensor, experts: Sequence[Tensor], exact: Tensor, result: Tensor) -> Outcome:
+    """``exact`` is base and update before they were rounded to the ``result``. One pass, a block at a time."""
+    n, flat = len(experts), [tensor.reshape(-1) for tensor in (base, exact, result, *experts)]
+    sums = torch.zeros(2 * n + 4, dtype=torch.float64, device=base.device)
+    step = CACHE_ELEMENTS if base.device.type == "cpu" else BLOCK_ELEMENTS_ON_DEVICE
+    for part in spans(base.numel(), step):
+        start, unrounded, rounded, *others = (tensor[part].to(exact.dtype) for tensor in flat)
+        update = unrounded - start
+        is_kept = rounded == start
+        terms = [update @ update, (~is_kept).sum(), (is_kept & (update != 0)).sum()]
+        terms.append((rounded - unrounded).square_().sum())
+        for other in others:
+            delta = other - start
+            terms += [update @ delta, delta @ delta]
+        sums += torch.stack([term.to(torch.float64) for term in terms])
+    square, changed, away, moved, *products = floats(sums)
+    return Outcome(
+        surviving=[_ratio(dot, own) for dot, own in zip(products[::2], products[1::2], strict=True)],
+        changed=_ratio(changed, base.numel()),
+        rounded_away=_ratio(away, base.numel()),
+        rounding_distance=_ratio(moved, square) ** 0.5,
+    )
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole > 0 else 0.0
+
+
+class MergeRecord:
+    """The file of one folder, as long as the process lives."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            self._lines = GrowingLines(folder / RECORD)
+        except OSError as error:
+            raise OptionError(f"option 'record': cannot write to {folder}: {error.strerror}") from error
+        self._seen: set[str] = set()
+        self._lock = threading.Lock()
+        self._lines.restart()
+
+    def add(self, merged: MergedTensor, method: SpectralMethod, models: Sequence[str]) -> None:
+        line = _line(merged, method)
+        with self._lock:
+            if merged.name in self._seen:
+                self._seen.clear()
+                self._lines.restart()
+            if not self._seen:
+                self._lines.append({"format": FORMAT, "method": method.name, "models": list(models)})
+            self._seen.add(merged.name)
+            self._lines.append(line)
+
+
+def _line(merged: MergedTensor, method: SpectralMethod) -> dict[str, Any]:
+    report = asdict(merged.report) if is_dataclass(merged.report) else {}  # type: ignore[arg-type]
+    inputs = [merged.base, *merged.experts]
+    line = {
+        "tensor": merged.name,
+        "lambda": method.lambda_,
+        "weights": list(merged.weights),
+        **report,
+        **asdict(outcome(merged.base, merged.experts, merged.exact, merged.result)),
+        "bytes": sum(tensor.nbytes for tensor in inputs) + merged.result.nbytes,
+        "seconds": merged.seconds,
+    }
+    return {key: _as_json(value) for key, value in line.items()}
+
+
+def _as_json(value: Any) -> Any:
+    """JSON has no infinity, which a residual or a condition may be: null says that there is no bound."""
+    if isinstance(value, float):
+        return value if isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _as_json(each) for key, each in value.items()}
+    return [_as_json(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def watcher(method: SpectralMethod, models: Sequence[str]) -> Watcher | None:
+    """What ``merge_tensor`` calls with each tensor of this merge, if the method's options ask for a record."""
+    if not method.record:
+        return None
+    record = _record(str(Path(method.record).expanduser().resolve()))
+    return lambda merged: record.add(merged, method, models)
+
+
+@cache
+def _record(folder: str) -> MergeRecord:
+    return MergeRecord(Path(folder))
+
+
+def record_of(folder: Path, experts: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+    """The lines of a merge of these experts, by tensor; an error if it merged others."""
+    header, lines = read_record(folder)
+    models = [str(model) for model in header.get("models", ())]
+    if len(models) != len(experts) or not all(map(_is_same_model, models, experts)):
+        raise LinesError(
+            f"{folder / RECORD} is of a merge of {', '.join(models)}; expected {', '.join(experts)}, in this order"
+        )
+    return lines
+
+
+def _is_same_model(recorded: str, inspected: str) -> bool:
+    """FusionBench records the names of its pool, which may be anything: then the number of experts has to do."""
+    return recorded == inspected or "/" not in recorded or Path(recorded).resolve() == Path(inspected).resolve()
+
+
+def read_record(folder: Path) -> tuple[dict[str, Any], dict[str, Mapping[str, Any]]]:
+    """What the merge was, and the line of each tensor."""
+    file = folder / RECORD
+    if not file.is_file():
+        raise LinesError(f"{folder} holds no {RECORD}; expected the folder that the option `record` of a merge named")
+    lines = read_lines(file)
+    header = next(lines, {})
+    if header.get("format") != FORMAT:
+        raise LinesError(f"{file} is no record that this version of mergekit-3h reads")
+    return header, {str(line.get("tensor")): line for line in lines}
