@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +40,26 @@ def load_model(folder: Path, dtype: str, device: Any, trust_remote_code: bool = 
     from transformers import AutoModelForCausalLM
 
     chosen: Any = dtype if dtype == "auto" else getattr(torch, dtype)
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        str(folder), dtype=chosen, local_files_only=True, trust_remote_code=trust_remote_code
-    )
+    with loading_bars_on_terminals():
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            str(folder), dtype=chosen, local_files_only=True, trust_remote_code=trust_remote_code
+        )
     return model.to(device)
+
+
+@contextmanager
+def loading_bars_on_terminals() -> Generator[None]:
+    """Keep the progress bars of transformers out of log files."""
+    from transformers.utils import logging
+
+    hide = logging.is_progress_bar_enabled() and not sys.stderr.isatty()
+    if hide:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if hide:
+            logging.enable_progress_bar()
 
 
 def require_same_architecture(sources: Sequence[CheckpointSource], trust_remote_code: bool = False) -> None:

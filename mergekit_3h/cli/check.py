@@ -11,6 +11,7 @@ import click
 if TYPE_CHECKING:
     from mergekit_3h.lint import Finding, Report
     from mergekit_3h.lint.estimate import Estimate
+    from mergekit_3h.safety.estimate import SearchEstimate
 
 _COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
 
@@ -31,6 +32,7 @@ def command(config: Path, deep: bool, strict: bool, as_json: bool, estimate: boo
     try:
         from mergekit_3h.inspection.devices import usable_device
         from mergekit_3h.lint import examine
+        from mergekit_3h.methods.search_estimate import estimated_searches
     except ImportError as error:
         raise click.ClickException(f"mergekit does not start: {error}; `mergekit-3h doctor` says what to do") from error
 
@@ -38,10 +40,14 @@ def command(config: Path, deep: bool, strict: bool, as_json: bool, estimate: boo
     if problem:
         raise click.BadParameter(problem, param_hint="--device")
     report = examine(config, deep=deep, estimate=estimate, device=device)
+    searches = estimated_searches(config, device) if estimate and not report.of("error") else []
     if as_json:
-        click.echo(json.dumps({"config": str(config), **report.as_dict()}, indent=2))
+        found = {**report.as_dict(), "searches": [search.as_dict() for search in searches]}
+        click.echo(json.dumps({"config": str(config), **found}, indent=2))
     else:
         _show(config, report, deep)
+        for search in searches:
+            click.echo(_search_text(search))
     raise SystemExit(1 if report.of("error") or (strict and report.of("warning")) else 0)
 
 
@@ -71,6 +77,15 @@ def _estimate_text(estimate: Estimate) -> str:
         f"({estimate.parameters:,} parameters in {estimate.tensors:,} tensors), {_bytes(estimate.read_bytes)} read, "
         f"peak memory {_bytes(estimate.peak_bytes)}, {_duration(estimate.seconds)} on {estimate.device} "
         f"({_duration(estimate.compute_seconds)} of it computing); {estimate.basis}."
+    )
+
+
+def _search_text(search: SearchEstimate) -> str:
+    return (
+        f"The search before it, in {search.dtype} on {search.device}: {_duration(search.seconds_models)} for the "
+        f"single models, {_duration(search.seconds_each)} for each of at most {search.evaluations} evaluations "
+        f"({search.records} records, {search.tokens:,} tokens with padding), {_duration(search.seconds_most)} at most; "
+        f"peak memory {_bytes(search.peak_bytes)}."
     )
 
 

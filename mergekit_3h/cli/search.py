@@ -11,6 +11,7 @@ import click
 from pydantic import BaseModel
 
 from mergekit_3h.safety.options import DECLARATIONS
+from mergekit_3h.tables import Table
 
 if TYPE_CHECKING:
     from mergekit_3h.search.solution import Solution
@@ -79,11 +80,9 @@ def _show(solution: Solution, output: Path) -> None:
     if solution.uniform is not None:
         rows["uniform merge"] = solution.uniform.measured.losses
     rows["result"] = solution.best.measured.losses
-    width = max(map(len, rows)) + 2
-    click.echo("loss".ljust(width) + "".join(name.rjust(13) for name in names))
-    for label, losses in rows.items():
-        cells = (f"{losses[name]:.4f}" if name in losses else "failed" for name in names)
-        click.echo(label.ljust(width) + "".join(cell.rjust(13) for cell in cells))
+    cells = [[f"{losses[name]:.4f}" if name in losses else "failed" for name in names] for losses in rows.values()]
+    table = Table(["loss", *names], [[label, *row] for label, row in zip(rows, cells, strict=True)])
+    click.echo(table.as_text())
     for group, values in solution.layout.by_group(solution.coefficients).items():
         prefix = "weights" if len(solution.layout.groups) == 1 else group
         click.echo(f"{prefix}: " + ", ".join(f"{expert} {value:.4g}" for expert, value in values.items()))

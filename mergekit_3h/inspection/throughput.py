@@ -7,11 +7,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 _READ_SAMPLE = 64 << 20
 _WRITE_SAMPLE = 16 << 20
 _EIGH_SIZE = 256
 _GEMM_SIZE = 512
+_TOKENS, _LAYER_WIDTH = 512, 1024
 _SECONDS_PER_SAMPLE = 0.25
 
 
@@ -41,6 +46,15 @@ def measure_throughput(sample: Path | None, device: str = "cpu") -> Throughput:
         gemm_flops=2 * _GEMM_SIZE**3 / _seconds(lambda: matrix @ matrix, device),
         eigh_unit=_seconds(lambda: torch.linalg.eigh(symmetric), device) / _EIGH_SIZE**3,
     )
+
+
+def product_rate(dtype: torch.dtype, device: str) -> float:
+    """Floating-point operations per second of a language model's products, here: some hundred tokens by a layer."""
+    import torch
+
+    tokens = torch.randn(_TOKENS, _LAYER_WIDTH, device=device).to(dtype)
+    weight = torch.randn(_LAYER_WIDTH, _LAYER_WIDTH, device=device).to(dtype)
+    return 2 * _TOKENS * _LAYER_WIDTH**2 / _seconds(lambda: tokens @ weight.mT, device)
 
 
 def _seconds(work: Callable[[], object], device: str) -> float:

@@ -92,7 +92,8 @@ def resolved_tensors(config: Any, models: list[NamedModel]) -> tuple[list[Resolv
 def save_tasks(config: MergeConfiguration, options: MergeOptions) -> list[SaveTensor]:
     """mergekit's own plan of a merge, a task for each tensor of the result; no tensor is read, and nothing written."""
     architecture = get_architecture_info(config, options)
-    outputs = _model_out_config(config, architecture, options.trust_remote_code)
+    with _silenced([logging.getLogger("transformers.configuration_utils")]):  # mergekit still says torch_dtype
+        outputs = _model_out_config(config, architecture, options.trust_remote_code)
     # Planning writes nothing: the output folder is made when the tasks are executed.
     tasks = MergePlanner(config, architecture, options, outputs).plan_to_disk(out_path="")
     return [task for task in tasks if isinstance(task, SaveTensor)]

@@ -94,7 +94,8 @@ class SearchedMerge(Generic[Fixed]):
             raise OptionError("option 'runner': got 'ray', but these models cannot be opened by other processes")
         from mergekit_3h.search.ray_runner import RayRunner
 
-        with RayRunner(self.problem, partial(_opened_by_worker, reopened), options.cluster) as runner:
+        opened = partial(_opened_by_worker, reopened, self.problem.options.dtype)
+        with RayRunner(self.problem, opened, options.cluster) as runner:
             yield runner
 
     def _opened(self) -> Problem:
@@ -154,11 +155,15 @@ def _try_parameters(fixed: FixedMerge, method: str, experts: int) -> None:
                 raise OptionError(f"{method} rejects its options for {name}: {error}") from error
 
 
-def _opened_by_worker(reopened: Callable[[], SafetyHost[Any]]) -> Problem:
-    """The problem in a process of a Ray cluster, on the device that Ray gives it."""
+def _opened_by_worker(reopened: Callable[[], SafetyHost[Any]], dtype: str) -> Problem:
+    """The problem in a process of a Ray cluster, on the device that Ray gives it.
+
+    All workers compute in one data type, whatever is the fastest on the machine of each.
+    """
     host = reopened()
     problem = checked_problem(host)
-    return replace(problem, model=host.searched_module(_device(host), problem.options.dtype))
+    options = problem.options.model_copy(update={"dtype": dtype})
+    return replace(problem, options=options, model=host.searched_module(_device(host), dtype))
 
 
 def _device(host: SafetyHost[Any]) -> Any:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Generator
-from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mergekit_3h.checkpoints.opening import loading_bars_on_terminals
 from mergekit_3h.checkpoints.precision import settled_precision
 from mergekit_3h.data.backends.protocol import BackendError
 
@@ -36,7 +34,7 @@ def loaded(settings: TransformersSettings, device: str) -> tuple[Any, Any]:
     source = str(Path(settings.model).expanduser())
     shared: dict[str, Any] = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
     try:
-        with _bars_only_on_terminals(transformers.utils.logging):
+        with loading_bars_on_terminals():
             tokenizer = transformers.AutoTokenizer.from_pretrained(source, **shared)
             stored = getattr(transformers.AutoConfig.from_pretrained(source, **shared), "dtype", None)
             dtype = settled_precision(settings.dtype, stored, device).as_torch()
@@ -45,19 +43,6 @@ def loaded(settings: TransformersSettings, device: str) -> tuple[Any, Any]:
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
     raise BackendError(f"model {settings.model}: cannot be loaded for generation on {device}: {reason[0]}")
-
-
-@contextmanager
-def _bars_only_on_terminals(logging: Any) -> Generator[None]:
-    """Keep the progress bars of transformers out of log files."""
-    hide = logging.is_progress_bar_enabled() and not sys.stderr.isatty()
-    if hide:
-        logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if hide:
-            logging.enable_progress_bar()
 
 
 def end_tokens(model: Any, tokenizer: Any) -> list[int]:

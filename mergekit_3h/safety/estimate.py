@@ -1,0 +1,130 @@
+"""What a search will cost: time of an evaluation, and peak memory. An estimate, and its text says so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from mergekit_3h.inspection.throughput import measure_throughput, product_rate
+from mergekit_3h.losses.answers import Batch, batched
+from mergekit_3h.search.combinations import is_linear
+from mergekit_3h.search.problem import Problem
+from mergekit_3h.search.runner import FORWARD_PASSES, GRADIENT_PASSES
+
+# Python with torch, transformers and mergekit loaded; seen with torch 2.13 on Linux.
+_PROCESS_BYTES = 600_000_000
+# Values of the hidden size that a layer keeps for its backward pass, for each token: seen on Llamas.
+_KEPT_VALUES = 24
+_FLOAT32 = 4
+
+
+@dataclass(frozen=True)
+class SearchEstimate:
+    """Of a search in one process. Most solvers end before ``evaluations``, which are all that they may make."""
+
+    parameters: int
+    records: int
+    tokens: int
+    """Of all records, with the padding of their batches."""
+    dtype: str
+    device: str
+    seconds_models: float
+    """For the losses of the base and of every expert by itself."""
+    seconds_each: float
+    evaluations: int
+    peak_bytes: int
+
+    @property
+    def seconds_most(self) -> float:
+        return self.seconds_models + self.evaluations * self.seconds_each
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "seconds_most": self.seconds_most}
+
+
+def estimate_search(problem: Problem, device: str) -> SearchEstimate:
+    """From the model's shapes, the records' tokens, and short runs on this device."""
+    options, experts = problem.options, len(problem.experts)
+    batches = batched(problem.answers, options.batch_size)
+    dtype = torch.float32 if options.dtype == "auto" and device == "cpu" else _dtype(problem)
+    parameters = sum(parameter.numel() for parameter in problem.model.parameters())
+    forward = _forward_flops(problem.model, batches) / product_rate(dtype, device)
+    has_gradient = options.solver == "gradient"
+    passes = GRADIENT_PASSES if has_gradient else FORWARD_PASSES
+    mixing = _mixing_passes(experts, has_gradient) * _FLOAT32 * parameters
+    return SearchEstimate(
+        parameters=parameters,
+        records=sum(len(batch.order) for batch in batches),
+        tokens=sum(batch.ids.numel() for batch in batches),
+        dtype=str(dtype).removeprefix("torch."),
+        device=device,
+        seconds_models=(1 + experts) * forward,
+        seconds_each=passes * forward + mixing / measure_throughput(None, device).elementwise,
+        evaluations=options.max_evaluations,
+        peak_bytes=_PROCESS_BYTES
+        + parameters * dtype.itemsize
+        + _component_bytes(problem, parameters)
+        + _batch_bytes(problem.model, batches, dtype, has_gradient),
+    )
+
+
+def _dtype(problem: Problem) -> torch.dtype:
+    if problem.options.dtype != "auto":
+        return getattr(torch, problem.options.dtype)
+    return problem.base.tensor(_smallest(problem)).dtype
+
+
+def _smallest(problem: Problem) -> str:
+    def size(name: str) -> int:
+        return torch.Size(problem.base.shape(name)).numel()
+
+    return min(problem.base.names(), key=size)
+
+
+def _mixing_passes(experts: int, has_gradient: bool) -> int:
+    """Over every weight: the base read and the result written, each expert read and added, and its inner product."""
+    return 2 + 2 * experts + (2 * experts if has_gradient else 0)
+
+
+def _forward_flops(model: nn.Module, batches: Sequence[Batch]) -> float:
+    """Two for each weight of a product and token; embeddings are looked up, unless the head is tied to them."""
+    untied: Any = model
+    inputs, outputs = untied.get_input_embeddings(), untied.get_output_embeddings()
+    is_lookup = outputs is None or inputs is None or inputs.weight is not outputs.weight
+    weights = sum(parameter.numel() for parameter in model.parameters() if parameter.ndim > 1)
+    weights -= inputs.weight.numel() if inputs is not None and is_lookup else 0
+    layers, hidden = _layers(model), _hidden(model)
+    attention = sum(4 * layers * hidden * batch.ids.shape[0] * batch.ids.shape[1] ** 2 for batch in batches)
+    return 2.0 * weights * sum(batch.ids.numel() for batch in batches) + attention
+
+
+def _component_bytes(problem: Problem, parameters: int) -> int:
+    """The base and the experts as their checkpoints have them, or whole components in float32."""
+    width = problem.base.tensor(_smallest(problem)).element_size()
+    is_decomposed = is_linear(problem.options.combine) and problem.options.combine != "task_arithmetic"
+    return parameters * (width + len(problem.experts) * (_FLOAT32 if is_decomposed else width))
+
+
+def _batch_bytes(model: nn.Module, batches: Sequence[Batch], dtype: torch.dtype, has_gradient: bool) -> int:
+    """The logits of the largest batch, their float32 copies, and what the backward pass needs of every layer."""
+    tokens = max(batch.ids.numel() for batch in batches)
+    untied: Any = model
+    vocabulary = int(getattr(untied.config.get_text_config(), "vocab_size", 0))
+    logits = tokens * vocabulary * (2 * dtype.itemsize + 2 * _FLOAT32)
+    kept = _KEPT_VALUES * _hidden(model) * (_layers(model) if has_gradient else 1)
+    largest = max(parameter.numel() for parameter in model.parameters()) if has_gradient else 0
+    return logits + tokens * kept * dtype.itemsize + 3 * _FLOAT32 * largest
+
+
+def _layers(model: nn.Module) -> int:
+    untied: Any = model
+    return int(getattr(untied.config.get_text_config(), "num_hidden_layers", 1))
+
+
+def _hidden(model: nn.Module) -> int:
+    untied: Any = model
+    return int(getattr(untied.config.get_text_config(), "hidden_size", 1))
