@@ -121,6 +121,17 @@ def test_a_coefficient_on_its_bound_is_said(trained: Trained, absolute: Path, ca
 
 
 @pytest.mark.slow
+def test_a_quiet_search_says_nothing(trained: Trained, absolute: Path) -> None:
+    """In a process of its own, where transformers and mergekit have not said yet what they say once."""
+    file = absolute / "config.yml"
+    file.write_text(yaml.safe_dump({**trained.config(max_evaluations=2), "dtype": "bfloat16"}))
+    program = Path(sys.executable).with_name("mergekit-3h")
+    command = [str(program), "search", str(file), "-o", str(absolute / "found.yml"), "-q"]
+    run = subprocess.run(command, env={**os.environ, **OFFLINE}, capture_output=True, text=True)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+
+
+@pytest.mark.slow
 def test_a_killed_search_resumes_to_the_undisturbed_result(trained: Trained, absolute: Path) -> None:
     config = trained.config(solver="cmaes", combine="ties", density=0.7, max_evaluations=60, seed=3)
     search(config, absolute / "undisturbed.yml")
