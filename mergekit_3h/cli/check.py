@@ -75,8 +75,9 @@ def _estimate_text(estimate: Estimate) -> str:
     return (
         f"Estimate, not a promise: {_bytes(estimate.output_bytes)} written "
         f"({estimate.parameters:,} parameters in {estimate.tensors:,} tensors), {_bytes(estimate.read_bytes)} read, "
-        f"peak memory {_bytes(estimate.peak_bytes)}, {_duration(estimate.seconds)} on {estimate.device} "
-        f"({_duration(estimate.compute_seconds)} of it computing); {estimate.basis}."
+        f"peak memory {_bytes(estimate.peak_bytes)} of its own (and up to {_bytes(estimate.mapped_bytes)} of mapped "
+        f"weight files, which the system drops when it needs the space), {_duration(estimate.seconds)} on "
+        f"{estimate.device} ({_duration(estimate.compute_seconds)} of it computing); {estimate.basis}."
     )
 
 

@@ -16,12 +16,14 @@ from mergekit_3h.spectral.tensors import matrix_bytes, merges_as_matrices
 
 # mergekit collects tensors up to this size before it writes a shard (its --out-shard-size).
 SHARD_BYTES = 5_000_000_000
-# Python with torch, transformers and mergekit loaded; seen with torch 2.13 on Linux.
-_PROCESS_BYTES = 600_000_000
+# Python with torch, transformers and mergekit loaded, without mapped libraries; seen with torch 2.13 on Linux.
+_PROCESS_BYTES = 350_000_000
 _DTYPE_CODES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64"}
 _WIDTH_ORDER = ("BF16", "F16", "F32", "F64")
 # Passes over each input, a heuristic: methods that trim by magnitude sort every tensor.
 _PLAIN_PASSES, _SORTING_PASSES = 8, 30
+# Methods that go from input to input with one sum of float32 and its copy in the result's dtype.
+_SUMMING_METHODS = ("linear", "passthrough")
 _SORTING_METHODS = ("ties", "breadcrumbs", "breadcrumbs_ties", "della", "della_linear", "sce", "ram", "ramplus_tl")
 
 
@@ -29,8 +31,9 @@ _SORTING_METHODS = ("ties", "breadcrumbs", "breadcrumbs_ties", "della", "della_l
 class Estimate:
     """Bytes and seconds of the merge itself.
 
-    Python's start is not in the seconds, and weight files mapped into memory are not in the peak: the system drops
-    them when it needs the space.
+    Python's start is not in the seconds. ``peak_bytes`` is what the process needs for itself; ``mapped_bytes`` of
+    weight files are mapped beside it, which tools that show the resident set count too, and which the system drops
+    when it needs the space.
     """
 
     tensors: int
@@ -38,6 +41,7 @@ class Estimate:
     output_bytes: int
     read_bytes: int
     peak_bytes: int
+    mapped_bytes: int
     seconds: float
     compute_seconds: float
     device: str
@@ -61,8 +65,10 @@ def estimate_merge(config: Any, plan: list[PlannedTensor], models: list[NamedMod
     output = sum(_elements(tensor) * _output_width(config, tensor) for tensor in plan)
     read = sum(given.stored.nbytes for tensor in plan for given in tensor.inputs if given.stored)
     options = _plain_options(config)
-    working = max((_working_bytes(tensor, options if tensor.name in matrices else None) for tensor in plan), default=0)
-    pickles = sum(file.stat().st_size for file in files if file.suffix != ".safetensors")
+    working = max((_working_bytes(config, t, options if t.name in matrices else None) for t in plan), default=0)
+    sizes = {file: file.stat().st_size for file in files}
+    mapped = sum(size for file, size in sizes.items() if file.suffix == ".safetensors")
+    pickles = sum(sizes.values()) - mapped
     what = "float64 eigendecompositions and products" if method in registry.names() else "element-wise passes"
     return Estimate(
         tensors=len(plan),
@@ -70,6 +76,7 @@ def estimate_merge(config: Any, plan: list[PlannedTensor], models: list[NamedMod
         output_bytes=output,
         read_bytes=read,
         peak_bytes=_PROCESS_BYTES + min(output, SHARD_BYTES) + working + pickles,
+        mapped_bytes=mapped,
         seconds=compute + read / speed.read + output / speed.write,
         compute_seconds=compute,
         device=device,
@@ -146,12 +153,14 @@ def _decomposition_seconds(tensor: PlannedTensor, speed: Throughput) -> float:
     return count * (decompositions * speed.eigh_unit * short**3 + flops / speed.gemm_flops)
 
 
-def _working_bytes(tensor: PlannedTensor, options: SpectralMethod | None) -> int:
-    """With the tensor's inputs; ``options`` of our own methods where it goes through singular vectors."""
+def _working_bytes(config: Any, tensor: PlannedTensor, options: SpectralMethod | None) -> int:
+    """Beyond the mapped inputs; ``options`` of our own methods where the tensor goes through singular vectors."""
     import torch
 
-    inputs = sum(given.stored.nbytes for given in tensor.inputs if given.stored)
+    width = _output_width(config, tensor) if config.dtype else 0
+    cast = width * _elements(tensor) * sum(given.stored is not None for given in tensor.inputs)
     if options is None:
-        return inputs + 2 * _experts(tensor) * _elements(tensor) * 4
+        copies = 2 if config.merge_method in _SUMMING_METHODS else 2 * _experts(tensor)
+        return cast + copies * 4 * _elements(tensor)
     whole_result = 4 * _elements(tensor) if len(tensor.shape) > 2 else 0
-    return inputs + whole_result + matrix_bytes(tensor.shape, torch.float32, _experts(tensor), options)
+    return cast + whole_result + matrix_bytes(tensor.shape, torch.float32, _experts(tensor), options)

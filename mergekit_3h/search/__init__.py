@@ -6,19 +6,23 @@ are for every tensor, in a mergekit config, and against the single models.
 
 from __future__ import annotations
 
-from mergekit_3h.checkpoints.sources import CheckpointSource, StateDictSource, WeightSource
-from mergekit_3h.losses.records import LocatedRecord, in_memory, located_records
-from mergekit_3h.losses.tokenizers import shared_tokenizer
-from mergekit_3h.search.combinations import linear_combinations
-from mergekit_3h.search.components import Combine
-from mergekit_3h.search.layout import Layout
-from mergekit_3h.search.options import SearchOptions, parse_search_options
-from mergekit_3h.search.problem import Problem, open_problem
-from mergekit_3h.search.runner import LocalRunner, Measurement, Runner
-from mergekit_3h.search.search import Point, Search, SearchError
-from mergekit_3h.search.solution import Solution
-from mergekit_3h.search.solving import solve, solve_problem
-from mergekit_3h.search.trace import Trace, TraceError
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mergekit_3h.checkpoints.sources import CheckpointSource, StateDictSource, WeightSource
+    from mergekit_3h.losses.records import LocatedRecord, in_memory, located_records
+    from mergekit_3h.losses.tokenizers import shared_tokenizer
+    from mergekit_3h.search.combinations import linear_combinations
+    from mergekit_3h.search.components import Combine
+    from mergekit_3h.search.layout import Layout
+    from mergekit_3h.search.options import SearchOptions, parse_search_options
+    from mergekit_3h.search.problem import Problem, open_problem
+    from mergekit_3h.search.runner import LocalRunner, Measurement, Runner
+    from mergekit_3h.search.search import Point, Search, SearchError
+    from mergekit_3h.search.solution import Solution
+    from mergekit_3h.search.solving import solve, solve_problem
+    from mergekit_3h.search.trace import Trace, TraceError
 
 __all__ = [
     "CheckpointSource",
@@ -47,3 +51,55 @@ __all__ = [
     "solve",
     "solve_problem",
 ]
+
+_HOMES = {
+    "mergekit_3h.checkpoints.sources": (
+        "CheckpointSource",
+        "StateDictSource",
+        "WeightSource",
+    ),
+    "mergekit_3h.losses.records": (
+        "LocatedRecord",
+        "in_memory",
+        "located_records",
+    ),
+    "mergekit_3h.losses.tokenizers": ("shared_tokenizer",),
+    "mergekit_3h.search.combinations": ("linear_combinations",),
+    "mergekit_3h.search.components": ("Combine",),
+    "mergekit_3h.search.layout": ("Layout",),
+    "mergekit_3h.search.options": (
+        "SearchOptions",
+        "parse_search_options",
+    ),
+    "mergekit_3h.search.problem": (
+        "Problem",
+        "open_problem",
+    ),
+    "mergekit_3h.search.runner": (
+        "LocalRunner",
+        "Measurement",
+        "Runner",
+    ),
+    "mergekit_3h.search.search": (
+        "Point",
+        "Search",
+        "SearchError",
+    ),
+    "mergekit_3h.search.solution": ("Solution",),
+    "mergekit_3h.search.solving": (
+        "solve",
+        "solve_problem",
+    ),
+    "mergekit_3h.search.trace": (
+        "Trace",
+        "TraceError",
+    ),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Loaded on first use: a command line that lists the options must not wait for torch."""
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(home), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 from lint.workshop import Workshop
 
-from mergekit_3h.cli import main
+from mergekit_3h.cli import _COMMANDS, main
 
 
 def run(*arguments: str) -> Result:
@@ -31,6 +31,22 @@ def test_the_package_runs_as_a_module() -> None:
     asked = [sys.executable, "-m", "mergekit_3h", "--help"]
     done = subprocess.run(asked, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "lint a mergekit config" in done.stdout
+
+
+_HELP = """
+import sys
+from mergekit_3h.cli import main
+main(sys.argv[1:] + ["--help"], standalone_mode=False)
+heavy = {"torch", "transformers", "mergekit", "fusion_bench", "ray", "matplotlib", "huggingface_hub"}
+print("loaded:", sorted(heavy & set(sys.modules)))
+"""
+
+
+@pytest.mark.parametrize("command", list(_COMMANDS))
+def test_help_imports_nothing_heavy(command: str) -> None:
+    done = subprocess.run([sys.executable, "-c", _HELP, command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Usage:" in done.stdout and done.stdout.endswith("loaded: []\n")
 
 
 def test_clean_config_in_a_process_of_its_own(llamas: Workshop) -> None:

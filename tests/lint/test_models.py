@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import Family, tiny_tokenizer
 from transformers import OPTConfig, OPTForCausalLM
 
+from mergekit_3h.benchmarks.end_to_end import run_process
 from mergekit_3h.lint import examine, lint
 from mergekit_3h.lint.estimate import decomposed
 from mergekit_3h.lint.host_plan import planned_tensors
@@ -456,3 +458,19 @@ def test_base_without_tokenizer(llamas: Workshop) -> None:
     assert only(llamas.lint(llamas.config()), "tokenizer-missing").severity == "warning"
     union = only(llamas.lint(llamas.config(tokenizer_source="union")), "tokenizer-missing")
     assert union.severity == "error"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="what a process needs for itself is read from /proc")
+@pytest.mark.parametrize("method", ["linear", "tsvm"])
+def test_the_estimated_peak_is_what_the_process_needs_for_itself(
+    workshop: Callable[..., Workshop], method: str
+) -> None:
+    """On models whose weights (25 MB each) are more than the limits' slack but for Python itself."""
+    models = workshop("llama", hidden_size=256, intermediate_size=1024, num_hidden_layers=6)
+    path = models.write(models.config(method, parameters={"weight": 1.0}))
+    estimate = examine(path).estimates[0]
+    assert estimate.mapped_bytes == sum(f.stat().st_size for f in models.folder.glob("*/model.safetensors"))
+    arguments = [str(models.folder / "profile.json"), str(path), str(models.folder / "out"), "--no-copy-tokenizer"]
+    peak = run_process([sys.executable, "-m", "mergekit_3h.benchmarks.profiled_merge", *arguments], method)
+    assert peak is not None and 0.5 * estimate.peak_bytes < peak < 1.1 * estimate.peak_bytes
