@@ -46,10 +46,12 @@ def comparison_page(
     *,
     title: str = "Models side by side",
     verdicts: Sequence[str] = (),
+    more: Sequence[PageSection] = (),
 ) -> str:
-    """``verdicts``: sentences that stand above all tables."""
+    """``verdicts``: sentences that stand above all tables; ``more``: sections that follow them."""
     sections = [PageSection("In short", [listing(verdicts)])] if verdicts else []
     sections += [section for one in tables for section in _sections(one)]
+    sections += more
     if results:
         sections.append(PageSection("Items", _items(results)))
         sections.append(PageSection("How it was measured", _facts(results)))

@@ -94,13 +94,15 @@ def trade_off_drawing(table: SideBySide) -> Html | None:
         marker((x(point.at[0]), y(point.at[1])), _kind(point.row), title=f"{point.place}. {point.row.name}")
         for point in points
     ]
-    shapes += _labels([(x(a), y(b)) for a, b in (point.at for point in points)], [str(p.place) for p in points])
+    area = (left, 0.0, _WIDTH, height - bottom)
+    shapes += _labels([(x(a), y(b)) for a, b in (point.at for point in points)], [p.place for p in points], area)
     return drawing(_WIDTH, height, shapes, label=f"{pair[1]} against {pair[0]} of {len(points)} models")
 
 
-def _labels(points: Sequence[Point], names: Sequence[str]) -> list[Html]:
+def _labels(points: Sequence[Point], numbers: Sequence[int], area: Area) -> list[Html]:
     found: list[Html] = []
-    for point, name, place in zip(points, names, placed_labels(points, names, _WIDTH), strict=True):
+    places, names = grouped(points, numbers)
+    for point, name, place in zip(places, names, placed_labels(places, names, area), strict=True):
         if place is None:
             continue
         x, y = place
@@ -114,7 +116,27 @@ _NEAR = 16.0
 """A number farther from its point than this has a line to it."""
 
 
-def placed_labels(points: Sequence[Point], names: Sequence[str], width: float) -> list[Point | None]:
+Area = tuple[float, float, float, float]
+"""Left, top, right, bottom."""
+
+
+def grouped(points: Sequence[Point], numbers: Sequence[int]) -> tuple[list[Point], list[str]]:
+    """Points at (nearly) one place share a name with their numbers in it, the first three of them."""
+    groups: list[tuple[Point, list[int]]] = []
+    for point, own in zip(points, numbers, strict=True):
+        near = next((members for at, members in groups if max(abs(at[0] - point[0]), abs(at[1] - point[1])) < 2), None)
+        if near is None:
+            groups.append((point, [own]))
+        else:
+            near.append(own)
+    names = [
+        ", ".join(map(str, members[:3])) + (f" +{len(members) - 3}" if len(members) > 3 else "")
+        for _, members in groups
+    ]
+    return [point for point, _ in groups], names
+
+
+def placed_labels(points: Sequence[Point], names: Sequence[str], area: Area) -> list[Point | None]:
     """Where each name begins: beside its point, where neither a point nor another name is; y runs downward.
 
     None where no place within 50 units is free.
@@ -129,7 +151,7 @@ def placed_labels(points: Sequence[Point], names: Sequence[str], width: float) -
                 x = px + distance * sin(pi * turn / 4) - wide / 2 + copysign(wide / 2 - 3, sin(pi * turn / 4 + 1e-9))
                 y = py - distance * cos(pi * turn / 4) + 4
                 room = (x - 1, y - 10, x + wide + 1, y + 2)
-                inside = room[0] >= 0 and room[2] <= width and room[1] >= 0
+                inside = room[0] >= area[0] and room[1] >= area[1] and room[2] <= area[2] and room[3] <= area[3]
                 if inside and not any(_overlap(room, other) for other in taken):
                     place = (x, y)
                     taken.append(room)
@@ -308,13 +330,14 @@ def _number_points(plot: Any, points: Sequence[TradeOff]) -> None:
     height = (end[1] - corner[1]) / unit
     places = [(x / unit, height - y / unit) for x, y in pixels]
     width = (end[0] - corner[0]) / unit
-    names = [str(point.place) for point in points]
-    for name, (x, y), place in zip(names, places, placed_labels(places, names, width), strict=True):
+    at = dict(zip(places, (point.at for point in points), strict=True))
+    places, names = grouped(places, [point.place for point in points])
+    labels = placed_labels(places, names, (0.0, 0.0, width, height))
+    for name, (x, y), place in zip(names, places, labels, strict=True):
         if place is not None:
             offset = (place[0] - x, y - place[1])
             arrow = {"arrowstyle": "-", "color": "grey", "linewidth": 0.5} if max(map(abs, offset)) > _NEAR else None
-            at = points[names.index(name)].at
-            plot.annotate(name, at, xytext=offset, textcoords="offset points", fontsize=8, arrowprops=arrow)
+            plot.annotate(name, at[x, y], xytext=offset, textcoords="offset points", fontsize=8, arrowprops=arrow)
 
 
 def _bar(score: ScoreWithInterval) -> list[list[float]] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from mergekit_3h.suggestions import did_you_mean
 _PLACE = re.compile(r"\{([^{}]+)\}")
 
 Keep = Callable[[str], bool]
-"""Whether the item of this id is among those to measure."""
+"""Whether a row, given as a digest of all its cells, is among those to measure."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class RowSettings(Section):
             )
         names = unique_ids([_name(row, identity) for _, row in found])
         rows = [LocalRow(name, row, f"{path}, row {number}") for name, (number, row) in zip(names, found, strict=True)]
-        rows = [row for row in rows if keep is None or keep(row.id)]
+        rows = [row for row in rows if keep is None or keep(derived_id(json.dumps(row.cells, default=str)))]
         if self.limit is None or self.limit >= len(rows):
             return rows
         return [rows[place * len(rows) // self.limit] for place in range(self.limit)]

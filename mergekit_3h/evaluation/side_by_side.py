@@ -80,11 +80,13 @@ class SideBySide:
         return [row for _, row in scored]
 
     def rank_of(self, row: ComparedModel, column: ScoreColumn) -> int | None:
-        """1 for the best, 2 for the second, equal scores alike; None for other rows and where nobody competes."""
+        """1 for the best, 2 for the second, equal scores alike; None for other rows and where all are alike."""
         competing = self.ranked(column)
         if len(competing) < 2 or not any(row is other for other in competing):
             return None
         values = list(dict.fromkeys(round(other.value(column.name) or 0.0, column.digits) for other in competing))
+        if len(values) == 1:
+            return None
         place = values.index(round(row.value(column.name) or 0.0, column.digits))
         return place + 1 if place < 2 else None
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import csv
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from mergekit_3h.evaluation.comparison_plots import pareto_set, placed_labels, trade_offs
+from mergekit_3h.evaluation.comparison_plots import grouped, pareto_set, placed_labels, trade_offs
 from mergekit_3h.evaluation.published import published_tables
 
+from .browser import browser_layout
 from .conftest import DIMENSIONS
 
 METRICS = {
@@ -79,33 +78,7 @@ def test_the_page_needs_nothing_and_shows_where_models_differ(compared: tuple[Pa
 @pytest.mark.parametrize("width", [1280, 400])
 def test_a_browser_lays_the_page_out_without_overflow(compared: tuple[Path, str], width: int) -> None:
     """Asks Chromium itself for the width of the page and the places of all labels of the drawings."""
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("no Chromium on this machine")
-    page = compared[0] / "t.html"
-    frame = compared[0] / "frame.html"
-    # A frame is as narrow as it is told to be; a headless window is not.
-    frame.write_text(
-        f'<iframe id="f" src="t.html" style="border:0;width:{width}px;height:900px"></iframe><pre id="o"></pre>'
-        "<script>onload=()=>{const d=f.contentDocument,b=d.documentElement;"
-        "const t=[...d.querySelectorAll('svg')].map(s=>[...s.querySelectorAll('text')]"
-        ".map(e=>e.getBoundingClientRect()));"
-        "let hits=0;for(const g of t)for(let i=0;i<g.length;i++)for(let j=i+1;j<g.length;j++)"
-        "if(g[i].left<g[j].right-2&&g[j].left<g[i].right-2&&g[i].top<g[j].bottom-5&&g[j].top<g[i].bottom-5)hits++;"
-        "const small=t.flat().filter(r=>r.height<9&&r.width<9).length;"
-        "o.textContent=JSON.stringify([b.scrollWidth,b.clientWidth,hits,small,t.flat().length])}</script>"
-    )
-    assert page.exists()
-    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--allow-file-access-from-files"]
-    done = subprocess.run(
-        [browser, *flags, "--dump-dom", "--window-size=1400,1000", "--virtual-time-budget=3000", frame.as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    found = re.search(r'<pre id="o">\[(\d+),(\d+),(\d+),(\d+),(\d+)\]', done.stdout)
-    assert found, done.stdout[-500:] + done.stderr[-500:]
-    scroll, client, overlaps, tiny, labels = map(int, found.groups())
+    scroll, client, overlaps, tiny, labels = browser_layout(compared[0] / "t.html", width)
     assert scroll <= client == width, "the page itself does not scroll sideways"
     assert overlaps == 0 and tiny == 0 and labels > 10
 
@@ -179,11 +152,16 @@ def test_wrong_inputs_are_explained(mergekit_3h, results: Path, tmp_path: Path) 
 def test_names_are_placed_where_nothing_else_is() -> None:
     points = [(100.0 + 3 * (i % 4), 100.0 + 3 * (i // 4)) for i in range(12)]
     names = [str(i) for i in range(12)]
-    places = placed_labels(points, names, 400.0)
+    places = placed_labels(points, names, (0.0, 0.0, 400.0, 300.0))
     found = [place for place in places if place is not None]
     assert len(found) >= 10
     for i, (x, y) in enumerate(found):
         assert all(abs(x - a) > 7 or abs(y - b) > 11 for a, b in found[i + 1 :])
+
+
+def test_points_at_one_place_share_a_name() -> None:
+    places, names = grouped([(5.0, 5.0), (80.0, 5.0), (5.5, 5.0), (5.0, 6.0), (6.0, 5.5)], [1, 2, 3, 4, 5])
+    assert places == [(5.0, 5.0), (80.0, 5.0)] and names == ["1, 3, 4 +1", "2"]
 
 
 def test_the_pareto_set(tmp_path: Path) -> None:
