@@ -57,8 +57,9 @@ class Browser:
         for domain in ("Page", "Runtime", "Network", "Log"):
             self._call(f"{domain}.enable")
         self.resize(width, height)
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self._call("Emulation.setEmulatedMedia", features=[scheme])
+        wishes = {"prefers-color-scheme": "dark" if dark else "light", "prefers-reduced-motion": "reduce"}
+        features = [{"name": name, "value": value} for name, value in wishes.items()]
+        self._call("Emulation.setEmulatedMedia", features=features)
 
     def resize(self, width: int, height: int) -> None:
         self._call(
@@ -77,7 +78,8 @@ class Browser:
         return answer["result"].get("value")
 
     def point_at(self, selector: str) -> None:
-        """Move the mouse over an element."""
+        """Move the mouse over an element, from the corner of the window."""
+        self._call("Input.dispatchMouseEvent", type="mouseMoved", x=1, y=1)
         self._call("Input.dispatchMouseEvent", type="mouseMoved", **self._middle(selector))
 
     def click(self, selector: str) -> None:

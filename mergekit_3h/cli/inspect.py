@@ -100,7 +100,9 @@ def _require_device(device: str) -> None:
 def _inspected(subject: Subject, out: Path | None, sample: float, device: str, quiet: bool) -> Inspection:
     from mergekit_3h.diagnostics.conclusions import Inspection
     from mergekit_3h.diagnostics.survey import options_of, survey
+    from mergekit_3h.kernels.memory import return_large_blocks_when_freed
 
+    return_large_blocks_when_freed()
     options = options_of(subject.config)
     rows = survey(subject, options, folder=out, sample=sample, device=device, quiet=quiet)
     return Inspection(

@@ -160,7 +160,8 @@
       }
       detail.append(element("p", { class: "faint" }, `${rows.length} tensors; click a cell of the map for the numbers of one.`), spectra);
     } else showRow(detail, rows[0]);
-    detail.scrollIntoView({ block: "nearest", behavior: "smooth" });
+    const isStill = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    detail.scrollIntoView({ block: "nearest", behavior: isStill ? "auto" : "smooth" });
   }
 
   function showRow(detail, row) {

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mergekit_3h.diagnostics.lines import GrowingLines, LinesError, read_lines
 from mergekit_3h.errors import OptionError
+from mergekit_3h.kernels.devices import computing_device
 from mergekit_3h.kernels.tasks import BLOCK_ELEMENTS_ON_DEVICE, CACHE_ELEMENTS
 from mergekit_3h.kernels.values import floats
 from mergekit_3h.kernels.workers import spans
@@ -48,11 +49,12 @@ class Outcome:
 
 def outcome(base: Tensor, experts: Sequence[Tensor], exact: Tensor, result: Tensor) -> Outcome:
     """``exact`` is base and update before they were rounded to the ``result``. One pass, a block at a time."""
+    device = computing_device(base.device)
     n, flat = len(experts), [tensor.reshape(-1) for tensor in (base, exact, result, *experts)]
-    sums = torch.zeros(2 * n + 4, dtype=torch.float64, device=base.device)
-    step = CACHE_ELEMENTS if base.device.type == "cpu" else BLOCK_ELEMENTS_ON_DEVICE
+    sums = torch.zeros(2 * n + 4, dtype=torch.float64, device=device)
+    step = CACHE_ELEMENTS if device.type == "cpu" else BLOCK_ELEMENTS_ON_DEVICE
     for part in spans(base.numel(), step):
-        start, unrounded, rounded, *others = (tensor[part].to(exact.dtype) for tensor in flat)
+        start, unrounded, rounded, *others = (tensor[part].to(device, exact.dtype) for tensor in flat)
         update = unrounded - start
         is_kept = rounded == start
         terms = [update @ update, (~is_kept).sum(), (is_kept & (update != 0)).sum()]
@@ -78,19 +80,25 @@ class MergeRecord:
     """The file of one folder, as long as the process lives."""
 
     def __init__(self, folder: Path) -> None:
-        try:
-            self._lines = GrowingLines(folder / RECORD)
-        except OSError as error:
-            raise OptionError(f"option 'record': cannot write to {folder}: {error.strerror}") from error
+        self._file = folder / RECORD
+        self._lines = self._opened()
         self._seen: set[str] = set()
         self._lock = threading.Lock()
         self._lines.restart()
+
+    def _opened(self) -> GrowingLines:
+        try:
+            return GrowingLines(self._file)
+        except OSError as error:
+            raise OptionError(f"option 'record': cannot write to {self._file.parent}: {error.strerror}") from error
 
     def add(self, merged: MergedTensor, method: SpectralMethod, models: Sequence[str]) -> None:
         line = _line(merged, method)
         with self._lock:
             if merged.name in self._seen:
                 self._seen.clear()
+                if not self._file.exists():  # somebody removed the record of the merge before
+                    self._lines = self._opened()
                 self._lines.restart()
             if not self._seen:
                 self._lines.append({"format": FORMAT, "method": method.name, "models": list(models)})

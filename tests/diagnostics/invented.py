@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import Any
 
 from mergekit_3h.diagnostics.conclusions import Inspection
 from mergekit_3h.diagnostics.rows import (
@@ -38,6 +39,21 @@ def invented_inspection(
         rows += [_row(rng, f"model.layers.{layer}.{kind}.weight", experts, is_matrix=False) for kind in VECTORS]
     settings = parse_options("rtsvm", {}).settings()
     return Inspection(base="/models/base", experts=names[:experts], rows=rows, settings=settings)
+
+
+def invented_line(experts: int) -> dict[str, Any]:
+    """A line of a merge's record. One bound is not known."""
+    return {
+        "surviving": [0.25] * experts,
+        "ranks": [100] * experts,
+        "decompositions": ["exact"] * experts,
+        "residuals": [0.0] * (experts - 1) + [None],
+        "conditions": [12.5, 1500.0],
+        "changed": 0.6,
+        "rounded_away": 0.1,
+        "rounding_distance": 0.05,
+        "seconds": 1.5,
+    }
 
 
 def _row(rng: random.Random, name: str, experts: int, *, is_matrix: bool = True) -> TensorMeasures:

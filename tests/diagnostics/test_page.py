@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from browser import Browser, needs_browser
-from diagnostics.invented import invented_inspection
+from diagnostics.invented import invented_inspection, invented_line
 
 from mergekit_3h.diagnostics.conclusions import conclusions
 from mergekit_3h.diagnostics.heat_maps import draw_heat_maps
@@ -22,6 +23,7 @@ CELL = f'#map button[data-tensor="{MIDDLE}"]'
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     inspection = invented_inspection(layers=8, experts=3)
+    inspection = replace(inspection, record={row.tensor: invented_line(3) for row in inspection.rows})
     file = tmp_path_factory.mktemp("page") / "index.html"
     file.write_text(inspection_page(inspection, conclusions(inspection), inspection.experts))
     return file
@@ -100,6 +102,7 @@ def _shows_a_tensor(browser: Browser) -> None:
     assert browser.run("document.querySelectorAll('#detail svg .cut').length") == 3
     text = browser.run("document.getElementById('detail').innerText")
     assert "eff. rank" in text and "helpful / honest" in text and "STI/S" in text
+    assert "What the merge did" in text and "0.25" in text and "condition, output" in text
 
 
 def _shows_a_layer(browser: Browser) -> None:

@@ -135,6 +135,9 @@ def test_a_later_merge_replaces_the_record(tmp_path: Path) -> None:
     _, lines = read_record(tmp_path)
     assert set(lines) == {"one"} and lines["one"]["lambda"] == 0.5
     assert lines["one"]["surviving"] == pytest.approx([0.5], rel=1e-5)
+    (tmp_path / RECORD).unlink()
+    merge(["one", "two"])
+    assert set(read_record(tmp_path)[1]) == {"one", "two"}
 
 
 def test_fused_experts_leave_a_line_each(tmp_path: Path) -> None:
