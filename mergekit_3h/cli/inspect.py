@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
     from mergekit_3h.diagnostics.conclusions import Conclusion, Inspection
     from mergekit_3h.diagnostics.subjects import Subject
+    from mergekit_3h.losses.objective import Objective
+    from mergekit_3h.losses.options import LossOptions
 
 _MARKS = {
     "fine": ("ok", "green"),
@@ -61,9 +63,10 @@ def command(
     """
     subject = _subject(config, base, experts)
     _require_device(device)
-    inspection = _with_record(_inspected(subject, out, sample, device, quiet), subject, record)
-    if data is not None:
-        inspection = _with_gradients(inspection, subject, data, device)
+    recorded, objective = _recorded(subject, record), _objective(subject, data)  # before hours are spent on the pass
+    inspection = replace(_inspected(subject, out, sample, device, quiet), record=recorded)
+    if objective is not None:
+        inspection = _with_gradients(inspection, subject, objective, device)
     from mergekit_3h.diagnostics.conclusions import conclusions
     from mergekit_3h.diagnostics.summary import as_json as whole
 
@@ -116,25 +119,35 @@ def _inspected(subject: Subject, out: Path | None, sample: float, device: str, q
     )
 
 
-def _with_record(inspection: Inspection, subject: Subject, folder: Path | None) -> Inspection:
+def _recorded(subject: Subject, folder: Path | None) -> Mapping[str, Mapping[str, Any]]:
+    """What a merge left, in the folder or where the config says; empty where there is nothing."""
     from mergekit_3h.diagnostics.record import RECORD, record_of
 
     named = (subject.config.parameters or {}).get("record")
     if folder is None and isinstance(named, str) and (Path(named).expanduser() / RECORD).is_file():
         folder = Path(named).expanduser()
-    return inspection if folder is None else replace(inspection, record=record_of(folder, subject.experts))
+    return {} if folder is None else record_of(folder, subject.experts)
 
 
-def _with_gradients(inspection: Inspection, subject: Subject, data: str, device: str) -> Inspection:
-    from mergekit_3h.diagnostics.gradients import gradient_cosines
-    from mergekit_3h.losses.options import LossOptions
+def _objective(subject: Subject, data: str | None) -> Objective | None:
+    from mergekit_3h.diagnostics.gradients import objective_of
     from mergekit_3h.losses.records import located_records
     from mergekit_3h.safety.options import data_files
 
-    found = gradient_cosines(
-        subject, located_records(data_files(data)), LossOptions.model_validate({"dtype": "float32"}), device
-    )
+    return None if data is None else objective_of(subject, located_records(data_files(data)), _precise())
+
+
+def _with_gradients(inspection: Inspection, subject: Subject, objective: Objective, device: str) -> Inspection:
+    from mergekit_3h.diagnostics.gradients import gradient_cosines
+
+    found = gradient_cosines(subject, objective, _precise(), device)
     return replace(inspection, gradients=found, asked_for_gradients=True)
+
+
+def _precise() -> LossOptions:
+    from mergekit_3h.losses.options import LossOptions
+
+    return LossOptions.model_validate({"dtype": "float32"})
 
 
 def _write(inspection: Inspection, found: Sequence[Conclusion], subject: Subject, out: Path, pictures: bool) -> None:

@@ -43,18 +43,18 @@ class GradientCosine:
 
 
 def gradient_cosines(
-    subject: Subject, records: Sequence[LocatedRecord], options: LossOptions, device: str = "cpu"
+    subject: Subject, objective: Objective, options: LossOptions, device: str = "cpu"
 ) -> list[GradientCosine]:
     """For every set of the records and every pair of experts."""
     folders = subject.folders[1:]
-    objective = _objective(subject, records, options)
     with TemporaryDirectory(prefix="gradients-") as scratch:
         for number, folder in enumerate(folders):
             _write_gradients(_loaded(folder, options, device), objective, Path(scratch), number)
         return [_compared(Path(scratch), name, i, j) for name in objective.sizes for i, j in all_pairs(len(folders))]
 
 
-def _objective(subject: Subject, records: Sequence[LocatedRecord], options: LossOptions) -> Objective:
+def objective_of(subject: Subject, records: Sequence[LocatedRecord], options: LossOptions) -> Objective:
+    """The records as the experts' common tokenizer reads them; raises for those from which no loss can be taken."""
     tokenizers = {name: load_tokenizer(path) for name, path in zip(subject.labels, subject.folders[1:], strict=True)}
     tokenizer = shared_tokenizer(tokenizers, options.chat_template)
     sets = by_set(records, needed=())

@@ -90,6 +90,10 @@ def subject_of_config(file: Path) -> Subject:
 
 def subject_of_models(base: str, experts: Sequence[str]) -> Subject:
     """The same without a config."""
+    named = [base, *experts]
+    twice = next((name for at, name in enumerate(named) if name in named[:at]), None)
+    if twice is not None:
+        raise ModelError(f"{twice} is named twice; expected a base and experts that are different models")
     listed = [{"model": expert, "parameters": {"weight": 1.0}} for expert in experts]
     config = {"merge_method": "task_arithmetic", "base_model": base, "models": listed}
     return _subject(yaml.safe_dump(config, sort_keys=False), "--base and --expert", has_config=False)

@@ -16,7 +16,7 @@ from tiny_models import tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 from mergekit_3h.data.records import Record
-from mergekit_3h.diagnostics.gradients import gradient_cosines
+from mergekit_3h.diagnostics.gradients import gradient_cosines, objective_of
 from mergekit_3h.diagnostics.subjects import subject_of_models
 from mergekit_3h.losses.answers import batched, tokenized
 from mergekit_3h.losses.objective import record_losses
@@ -37,7 +37,8 @@ def test_cosines_are_those_of_gradients_taken_by_hand(trio: Callable[..., Worksh
     subject = subject_of_models(str(workshop.base), list(map(str, workshop.experts)))
     sets = {"safety": safety_records()[:5], "domain": domain_records()[:7]}
     options = LossOptions(dtype="float32", batch_size=3)
-    found = gradient_cosines(subject, in_memory([r for own in sets.values() for r in own]), options)
+    records = in_memory([record for own in sets.values() for record in own])
+    found = gradient_cosines(subject, objective_of(subject, records, options), options)
     assert [(each.set_name, each.first, each.second) for each in found] == [
         (name, i, j) for name in sets for i, j in ((0, 1), (0, 2), (1, 2))
     ]
@@ -60,10 +61,12 @@ def test_command(trio: Callable[..., Workshop], tmp_path: Path) -> None:
 
 
 def test_data_that_cannot_be_used(trio: Callable[..., Workshop], tmp_path: Path) -> None:
+    """What is wrong with the files is said before the pass over the weights begins."""
     workshop = trio()
     models = ["--base", workshop.base, "--expert", workshop.experts[0]]
-    missing = inspect(*models, "--data", tmp_path / "none.jsonl", check=False)
+    missing = inspect(*models, "--data", tmp_path / "none.jsonl", "--out", tmp_path / "out", check=False)
     assert missing.exit_code == 1 and "there is no file" in missing.output
     silent = write_jsonl(tmp_path / "silent.jsonl", [Record(set="domain", prompt="where is the fox")])
-    unanswered = inspect(*models, "--data", silent, check=False)
+    unanswered = inspect(*models, "--data", silent, "--out", tmp_path / "out", check=False)
     assert unanswered.exit_code == 1 and "none of the 1 records has a response" in unanswered.output
+    assert not (tmp_path / "out").exists()

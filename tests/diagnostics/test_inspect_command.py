@@ -162,6 +162,7 @@ def test_exit_status_of_an_error(trio: Callable[..., Workshop]) -> None:
         (["--base", "b"], "at least one --expert"),
         (["--base", "/no/such/model", "--expert", "/no/other"], "is not there"),
         (["--base", "b", "--expert", "e", "--device", "quantum"], "not on this machine"),
+        (["--base", "b", "--expert", "e", "--expert", "b"], "b is named twice"),
         (["--sample", "0"], "0<x<=1"),
     ],
 )
