@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,7 +124,7 @@ def _subject(text: str, source: str, *, has_config: bool) -> Subject:
         base=base.name,
         experts=tuple(model.name for model in experts),
         folders=tuple(model.location.path or Path(model.path) for model in models),
-        tensors=tuple(_versions(tensor, models) for tensor in stored),
+        tensors=tuple(_each_once(_versions(tensor, models) for tensor in stored)),
         findings=tuple(finding for finding in findings if finding.rule in ABOUT_FIT),
         tied=tuple(model.settings.get("tie_word_embeddings") for model in models),
         digest=_digest(models),
@@ -149,6 +149,16 @@ def _require_inspectable(source: str, models: Sequence[NamedModel]) -> None:
             raise ModelError(f"the model {model.name} is {where}; inspect reads weights, it does not download them")
         if model.checkpoint.problems:
             raise ModelError(f"the model {model.name} cannot be read: {model.checkpoint.problems[0]}")
+
+
+def _each_once(tensors: Iterable[StoredVersions]) -> Iterator[StoredVersions]:
+    """Without those made of the same stored tensors as an earlier one: a head that is the embedding."""
+    seen: set[tuple[StoredTensor | None, ...]] = set()
+    for tensor in tensors:
+        made_of = (tensor.base, *tensor.experts)
+        if made_of not in seen or not any(made_of):
+            yield tensor
+        seen.add(made_of)
 
 
 def _versions(tensor: PlannedTensor, models: Sequence[NamedModel]) -> StoredVersions:

@@ -148,6 +148,13 @@ def test_pickled_weight_files(rounded: Family, tmp_path: Path) -> None:
     assert {row["tensor"]: row["experts"] for row in found["tensors"]} == by_name
 
 
+def test_a_head_that_is_the_embedding_is_measured_once(family: Callable[..., Family]) -> None:
+    tied = family("llama-tied", experts=2, update=1e-3)
+    found = json.loads(inspect(*as_options(tied), "--json").stdout)
+    names = [row["tensor"] for row in found["tensors"]]
+    assert "lm_head.weight" not in names and set(names) == set(read_model(tied.base))
+
+
 def test_exit_status_of_an_error(trio: Callable[..., Workshop]) -> None:
     workshop = trio()
     workshop.edit_weights(workshop.experts[0], lambda tensors: tensors["lm_head.weight"].fill_(torch.nan))

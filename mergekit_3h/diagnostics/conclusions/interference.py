@@ -105,7 +105,7 @@ def _spread_evenly(inspection: Inspection) -> Conclusion:
     cosines = [pair.cosine for row in inspection.matrices for pair in row.pairs]
     text = (
         f"Nowhere in particular. STI over the singular values' sum {median(relative):.2f} (median over the matrices; "
-        f"{(len(inspection.experts) - 1) ** 2} would be equal experts), updates' cosine {median(cosines):.3f}, "
+        f"{(len(inspection.experts) - 1) ** 2} for equal experts), updates' cosine {median(cosines):.3f}, "
         f"opposite signs in {median(conflicts):.0%} of the weights that two experts change."
     )
     numbers = {"relative_interference": median(relative), "cosine": median(cosines), "conflicts": median(conflicts)}
