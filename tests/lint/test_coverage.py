@@ -56,6 +56,14 @@ def test_list_of_another_transformers(architecture: Callable[[str], Workshop]) -
     assert "GPTNeoXForCausalLM" in finding.message and "method=mergekit" in finding.advice
 
 
+def test_what_the_planner_says_comes_without_the_models_config(architecture: Callable[[str], Workshop]) -> None:
+    """mergekit has a list for Qwen2-VL that looks for num_hidden_layers where this transformers has a text_config."""
+    qwen = architecture("qwen2-vl")
+    message = only(qwen.lint(qwen.config("linear")), "plan").message
+    assert "{...}" in message and "text_config" not in message and len(message) < 200
+    assert "num_hidden_layers" in message
+
+
 def test_a_tensor_that_the_model_needs_is_missing_all_the_same(architecture: Callable[[str], Workshop]) -> None:
     neox = architecture("gpt-neox")
     name = "gpt_neox.layers.1.mlp.dense_h_to_4h.weight"
