@@ -23,6 +23,7 @@ from mergekit_3h.kernels.workers import blas_threads
 from mergekit_3h.options import checked, require_known
 from mergekit_3h.spectral import registry
 from mergekit_3h.spectral.method import ExpertOptions, SpectralMethod
+from mergekit_3h.spectral.rounding_log import RoundingLog
 from mergekit_3h.spectral.tensors import matrix_bytes, merge_tensor
 from mergekit_3h.suggestions import did_you_mean
 
@@ -89,6 +90,7 @@ class SpectralAlgorithm(StreamingAlgorithm):
         _require_memory(self.memory_gb)
         blas_threads()  # raises if the environment asks for what is no number
         self._used_options, self._used_weights = self.options, expert_weights(self.weight, experts)
+        self._rounding = RoundingLog()
 
     def bytes_to_merge(self, facts: TensorFacts, experts: int) -> int:
         result = 2 * max(4, facts.dtype.itemsize) * math.prod(facts.shape)  # and its copy in the models' dtype
@@ -106,6 +108,7 @@ class SpectralAlgorithm(StreamingAlgorithm):
             self._used_options,
             base_label=f"the base model {base[0]!r}",
             watch=watcher(self._used_options, list(experts)),
+            rounding=self._rounding,
         )
 
 

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -175,6 +175,26 @@ def stream_tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
             for name, tensor in content.get("state_dict", content).items():
                 if isinstance(tensor, torch.Tensor):
                     yield name, tensor
+
+
+def tensor_reader(checkpoint: Checkpoint) -> Callable[[str], Tensor]:
+    """A function that reads one tensor of the checkpoint by its name; the files stay open as long as it lives."""
+    import torch
+    from safetensors import safe_open
+
+    opened: dict[Path, Any] = {}
+
+    def read(name: str) -> Tensor:
+        file = checkpoint.tensors[name].file
+        is_safe = file.suffix == ".safetensors"
+        if file not in opened and is_safe:
+            opened[file] = safe_open(file, framework="pt")
+        elif file not in opened:
+            content = torch.load(file, map_location="cpu", weights_only=True, mmap=_is_zip(file))
+            opened[file] = content.get("state_dict", content)
+        return opened[file].get_tensor(name) if is_safe else opened[file][name]
+
+    return read
 
 
 def fingerprint(checkpoint: Checkpoint, samples: int = 16, sample_bytes: int = 65536) -> str:

@@ -31,6 +31,10 @@ SMALLEST_SHARE = 1e-2
 SAMPLE = 1 << 16
 """Weights looked at, evenly scattered over the matrix: what is estimated from them comes out within two percent."""
 
+FEW_CHANGED = 0.5
+"""Share of the weights that differ from the base's under which a user is warned. A heuristic: of the full fine-tunings
+seen to change fewer, rounding had taken more than 0.6 of the update."""
+
 SERIES = 64
 """Terms of the series for the error of rounding."""
 

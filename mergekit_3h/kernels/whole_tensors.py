@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mergekit_3h.kernels.tasks import BLOCK_ELEMENTS
+from mergekit_3h.kernels.values import floats
 from mergekit_3h.kernels.workers import spans
 
 
@@ -28,6 +29,16 @@ def mean_update(experts: Sequence[Tensor], base: Tensor, weights: Sequence[float
 def mean_share(expert: Tensor, base: Tensor, n: int) -> Tensor:
     """(W_i - W_0) / n, what one of ``n`` experts of weight 1 adds to ``mean_update``, in float64."""
     return (expert.to(torch.float64) - base.to(torch.float64)) / n
+
+
+def dot_products(experts: Sequence[Tensor], base: Tensor) -> list[list[float]]:
+    """<W_i - W_0, W_j - W_0> for every pair of experts."""
+    flat_base, flat = base.reshape(-1), [expert.reshape(-1) for expert in experts]
+    gram = torch.zeros(len(experts), len(experts), dtype=torch.float64, device=base.device)
+    for part in spans(flat_base.numel(), BLOCK_ELEMENTS):
+        updates = torch.stack([expert[part].to(torch.float64) - flat_base[part] for expert in flat])
+        gram.addmm_(updates, updates.T)
+    return [floats(row) for row in gram]
 
 
 def is_finite(tensor: Tensor) -> bool:

@@ -19,7 +19,7 @@ Rule = Literal[
     "missing-tensor", "listed-tensor", "lost-tensor", "left-out", "shape", "mixed-dtypes",
     "vocabulary", "special-token", "tokenizer-missing",
     "duplicate-model", "equal-experts", "base-as-expert", "expert-equals-base",
-    "plan", "non-finite", "unchanged-tensors",
+    "plan", "non-finite", "unchanged-tensors", "rounded-update", "near-duplicates",
 ]  # fmt: skip
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 

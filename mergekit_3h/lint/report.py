@@ -20,6 +20,7 @@ from mergekit_3h.lint.source import Document, document_of, read_documents
 from mergekit_3h.lint.structure import find_method, structure_findings
 from mergekit_3h.lint.tensors import tensor_findings
 from mergekit_3h.lint.tokenizers import tokenizer_findings
+from mergekit_3h.lint.updates import update_findings
 from mergekit_3h.lint.weights import weight_findings
 
 
@@ -88,6 +89,7 @@ def _examine_document(
     findings += _findings_on_models(document, models, folder)
     if deep:
         findings += weight_findings(models)
+        findings += update_findings(models)
     needs_others = any(name in made_here for name in _model_names(config))
     if needs_others or not all(model.is_whole for model in models) or _blocks_planning(findings):
         return findings, [], models

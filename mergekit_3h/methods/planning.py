@@ -29,16 +29,20 @@ _checked: deque[Any] = deque(maxlen=4)
 """The last configs that passed: mergekit asks again for every tensor."""
 
 
-def check_plan(spec: MergeMethodSpec) -> None:
-    """Raise if the merge being planned has a bad option, or models whose tensors do not fit together."""
+def check_plan(spec: MergeMethodSpec) -> bool:
+    """Raise if the merge being planned has a bad option, or models whose tensors do not fit together.
+
+    Returns whether this is a merge that was not seen before.
+    """
     config, options = planned_merge()
     if config is None or any(config is passed for passed in _checked):
-        return
+        return False
     from mergekit_3h.lint import parameter_findings
 
     _refuse(OptionError, spec, parameter_findings(config, spec))
     check_models(spec, config, options)
     _checked.append(config)
+    return True
 
 
 def check_models(spec: MergeMethodSpec, config: Any, options: Any) -> None:

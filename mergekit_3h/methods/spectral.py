@@ -27,6 +27,7 @@ from mergekit_3h.methods.parameters import parameter_specs
 from mergekit_3h.methods.planning import check_plan
 from mergekit_3h.spectral import registry
 from mergekit_3h.spectral.method import ExpertOptions
+from mergekit_3h.spectral.rounding_log import RoundingLog
 from mergekit_3h.spectral.tensors import merge_tensor
 
 
@@ -35,6 +36,7 @@ class SpectralMergeMethod(GroupMergeMethod):
 
     def __init__(self, name: str) -> None:
         self.method = registry.method(name)
+        self._rounding = RoundingLog()
         self.spec = MergeMethodSpec(
             name=name,
             pretty_name=self.method.title,
@@ -61,7 +63,8 @@ class SpectralMergeMethod(GroupMergeMethod):
             raise HostError(f"{method} needs at least one expert beside the base model {base_id}{place}")
         with shown_by_mergekit():
             blas_threads()  # raises if the environment asks for what is no number
-            check_plan(self.spec)
+            if check_plan(self.spec):
+                self._rounding = RoundingLog()
         return_large_blocks_when_freed()
         super().validate_inputs(input_ids, base_id, group_name=group_name)
 
@@ -79,6 +82,7 @@ class SpectralMergeMethod(GroupMergeMethod):
                 method,
                 base_label=f"the base model {base.id}",
                 watch=watcher(method, [str(entry.id) for entry in group.non_base]),
+                rounding=self._rounding,
             )
 
 

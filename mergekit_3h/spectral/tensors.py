@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mergekit_3h.spectral.method import SpectralMethod
+    from mergekit_3h.spectral.rounding_log import RoundingLog
 
 log = logging.getLogger(__name__)
 
@@ -44,19 +45,23 @@ def merge_tensor(
     *,
     base_label: str = "the base model",
     watch: Watcher | None = None,
+    rounding: RoundingLog | None = None,
 ) -> Tensor:
     """Merge the tensor ``name`` of the base and of each expert; ``experts`` are keyed by the labels that errors use.
 
     Matrices, and the matrices of a three-dimensional tensor one by one, take the method's way; everything else, and
     what ``exclude`` names, gets the weighted mean of the updates. The result has the promoted dtype of the inputs and
-    is rounded once, after the base was added. ``watch`` is called with every merged tensor, or matrix of one.
+    is rounded once, after the base was added. ``watch`` is called with every merged tensor, or matrix of one;
+    ``rounding`` is told what rounding had done to the experts.
     """
     require_mergeable(name, {base_label: base, **experts})
     tensors, factors = list(experts.values()), [weights[label] for label in experts]
     dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors), base.dtype)
     if base.numel() == 0:
         return base.to(dtype, copy=True)
-    step = MergingStep(method, factors, dtype, watch)
+    step = MergingStep(
+        method, factors, dtype, watch, None if rounding is None else partial(rounding.add, list(experts))
+    )
     if not merges_as_matrices(name, base, method):
         return step.merge(name, base, tensors, is_matrix=False)
     if base.ndim == 2:
@@ -110,6 +115,7 @@ class MergingStep:
     factors: list[float]
     dtype: torch.dtype
     watch: Watcher | None
+    tell_rounding: Callable[[Any], None] | None
 
     def merge(self, name: str, base: Tensor, experts: list[Tensor], *, is_matrix: bool) -> Tensor:
         began = time.perf_counter()
@@ -131,6 +137,8 @@ class MergingStep:
         log.debug("%s: %s", name, report)
         for level, remark in self.method.remarks(report):
             log.log(level, "%s: %s", name, remark)
+        if self.tell_rounding is not None:
+            self.tell_rounding(report)
         return update.to(base.device), report
 
 

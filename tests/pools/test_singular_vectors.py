@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from fusion_bench.method import TaskSingularVectorMerging
 from fusion_bench.modelpool import BaseModelPool, CausalLMPool, CLIPVisionModelPool
+from tiny_models import Family
 from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
@@ -181,3 +183,15 @@ def test_tensors_side_by_side_have_the_bits_of_tensors_in_turn(memory_gb, llama)
         torch.set_num_threads(threads)
     assert list(together) == list(alone)
     assert differing(together, alone) == []
+
+
+def test_every_run_says_what_rounding_did_to_the_experts(
+    family: Callable[..., Family], caplog: pytest.LogCaptureFixture
+) -> None:
+    experts = family("llama", dtype=torch.bfloat16, update=2e-5)
+    algorithm = TSVM()
+    for _ in range(2):
+        algorithm.run(pool_of(experts, lazy=True))
+    said = [record.getMessage() for record in caplog.records if "away from the trained one" in record.getMessage()]
+    assert [line.split(":")[0] for line in said] == ["model 'alpha'", "model 'beta'", "model 'gamma'"] * 2
+    assert all("save float32 checkpoints or adapters" in line for line in said)
