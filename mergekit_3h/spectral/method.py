@@ -92,8 +92,8 @@ class RankedMethod(SpectralMethod):
 
     noise_floor: Literal["auto", "off"] = Field(
         "auto",
-        description="auto drops singular values that bf16/fp16 rounding of the checkpoints alone explains "
-        "(Marchenko-Pastur edge); float32 checkpoints are not affected.",
+        description="auto drops singular values that bf16/fp16 rounding of the checkpoints alone explains; float32 "
+        "checkpoints are not affected.",
     )
     energy: float = Field(
         1.0,
