@@ -56,7 +56,7 @@ def _squared_value(a: Tensor, b: Tensor, p: float) -> float:
         value = float(share.sum())
         slope = float((share * (1 + share)).sum()) / y
         step = (value - c) / slope
-        if step <= 1e-12 * y:
+        if not step > 1e-12 * y:  # nor for NaN
             return c / (p * y)
         y -= step
 

@@ -53,3 +53,7 @@ def test_rows_without_noise_do_not_matter() -> None:
     with_zeros = torch.cat([rows, torch.zeros(20, dtype=torch.float64)])
     assert random_edge(with_zeros, columns) == random_edge(rows, columns)
     assert random_edge(torch.zeros(3).double(), torch.zeros(2).double()) == 0.0
+
+
+def test_sums_that_are_no_numbers_give_none() -> None:
+    assert math.isnan(random_edge(torch.tensor([1.0, float("nan")]).double(), torch.ones(2).double()))
