@@ -50,3 +50,12 @@ def working_bytes(rows: int, columns: int, width: int, result_itemsize: int) -> 
     whitening = side * width + stored + panel + 4 * left * left + 2 * right * right
     passing = min(tall * side * PASSING_BYTES, MOST_PASSING_BYTES)
     return 8 * max(decomposing, whitening) + passing + result_itemsize * tall * side
+
+
+def summing_bytes(rows: int, columns: int, result_itemsize: int) -> int:
+    """The same for a merge of the sum of the updates: one Gram matrix, its decomposition with workspace, and what of
+    the sum goes into it at once."""
+    tall, side = max(rows, columns), min(rows, columns)
+    panel = min(tall, max(side, 1024)) * side
+    passing = min(tall * side * PASSING_BYTES, MOST_PASSING_BYTES)
+    return 8 * max(4 * side * side, side * side + panel) + passing + result_itemsize * tall * side

@@ -24,8 +24,8 @@ class ExpertOptions(BaseModel):
     weight: float = Field(
         1.0,
         allow_inf_nan=False,
-        description="Factor on this expert's singular values (and on its share of the mean, for tensors that are "
-        "averaged). An expert of weight 0 adds nothing but still takes part in the decorrelation.",
+        description="Factor on this expert's update, on its singular values where a method decorrelates the experts; "
+        "there one of weight 0 adds nothing but still takes part. Tensors that are averaged take it as a factor too.",
     )
 
 

@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 from lint.workshop import Workshop
 
 from mergekit_3h.cli import _COMMANDS, main
+from mergekit_3h.spectral.registry import own_names
 
 
 def run(*arguments: str) -> Result:
@@ -129,7 +130,7 @@ def test_doctor_sees_our_methods_in_both_hosts() -> None:
     done = run_process("doctor", "--json")
     facts = json.loads(done.stdout)
     assert done.returncode == 0, done.stdout
-    assert facts["works"] and facts["mergekit"]["sees"] == {"tsvm": True, "rtsvm": True, "safety_merge": True}
+    assert facts["works"] and facts["mergekit"]["sees"] == {**dict.fromkeys(own_names(), True), "safety_merge": True}
     assert facts["fusion_bench"]["sees"] == {**facts["mergekit"]["sees"], "mergekit": True}
     assert facts["hook"]["armed"] and facts["devices"][0]["kind"] == "cpu"
     assert {extra["name"] for extra in facts["extras"]} >= {"fusion-bench", "all", "test"}
@@ -139,7 +140,8 @@ def test_doctor_sees_our_methods_in_both_hosts() -> None:
 def test_doctor_says_what_to_do_when_the_hook_is_off() -> None:
     done = run_process("doctor", MERGEKIT_3H_AUTOLOAD="0")
     assert done.returncode == 1
-    assert "sees rtsvm: NO, tsvm: NO, safety_merge: NO" in done.stdout and "unset MERGEKIT_3H_AUTOLOAD" in done.stdout
+    unseen = ", ".join(f"{name}: NO" for name in [*own_names(), "safety_merge"])
+    assert f"sees {unseen}" in done.stdout and "unset MERGEKIT_3H_AUTOLOAD" in done.stdout
 
 
 @pytest.mark.slow

@@ -19,6 +19,8 @@ from registration.environments import (
     write_project,
 )
 
+from mergekit_3h.spectral.registry import own_names
+
 SECOND_PACKAGE = {
     "sharing": """
         from mergekit.merge_methods import TensorGroup, merge_method
@@ -42,11 +44,9 @@ SECOND_PACKAGE = {
     """,
 }
 STAND_IN_METHODS = {
-    "spectral": """
-        from mergekit.merge_methods.base import MergeMethod
-
-        tsvm, rtsvm = MergeMethod("tsvm"), MergeMethod("rtsvm")
-    """,
+    "spectral": "\n".join(
+        ["from mergekit.merge_methods.base import MergeMethod", *(f"{n} = MergeMethod({n!r})" for n in own_names())]
+    ),
     "safety_merge": """
         from mergekit.merge_methods.base import MergeMethod
 

@@ -10,12 +10,15 @@ from textwrap import dedent
 import pytest
 from registration.environments import STAND_IN, Environment
 
+from mergekit_3h.spectral.registry import own_names
+
 NAMES = """
 import json
 from mergekit.merge_methods import registered_methods
+
 print(json.dumps([method.spec.name for method in registered_methods()]))
 """
-ALL = ["linear", "rtsvm", "tsvm", "safety_merge", "equal_parts"]
+ALL = ["linear", *own_names(), "safety_merge", "equal_parts"]
 WITHOUT_HOOK = ["linear"]
 
 
@@ -52,7 +55,7 @@ def test_the_switch_turns_it_off(installed: Environment) -> None:
 
 def test_explicit_import_registers_this_package_alone(installed: Environment) -> None:
     code = "import mergekit_3h.methods" + NAMES
-    assert installed.answer(code, MERGEKIT_3H_AUTOLOAD="0") == ["linear", "rtsvm", "tsvm", "safety_merge"]
+    assert installed.answer(code, MERGEKIT_3H_AUTOLOAD="0") == ["linear", *own_names(), "safety_merge"]
     assert sorted(installed.answer(code)) == sorted(ALL)
 
 

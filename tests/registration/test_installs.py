@@ -15,6 +15,7 @@ from registration.environments import REPOSITORY, STAND_IN, Environment, build_w
 from safetensors.torch import load_file, save_file
 
 from mergekit_3h.registration import GROUP, own_methods
+from mergekit_3h.spectral.registry import own_names
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -25,6 +26,7 @@ START_UP_FILES = {"mergekit_3h.pth", "mergekit_3h.start", "_mergekit_3h_autoload
 NAMES = """
 import json
 from mergekit.merge_methods import registered_methods
+
 print(json.dumps([method.spec.name for method in registered_methods()]))
 """
 
@@ -56,7 +58,7 @@ def editable(beside_pytest: Environment, source: Path, tmp_path: Path) -> Enviro
 
 def test_editable_install(editable: Environment, source: Path) -> None:
     assert {path.name for path in editable.site_packages.iterdir()} >= START_UP_FILES
-    edited = {"spectral": {"tsvm": "tsvm", "rtsvm": "rtsvm"}, "safety_merge": {"METHOD": "safety_merge"}}
+    edited = {"spectral": {name: name for name in own_names()}, "safety_merge": {"METHOD": "safety_merge"}}
     for module, methods in edited.items():
         lines = [
             f"{name} = merge_method(name='edited_{method}')(lambda group: group)" for name, method in methods.items()
@@ -64,7 +66,9 @@ def test_editable_install(editable: Environment, source: Path) -> None:
         (source / "mergekit_3h" / "methods" / f"{module}.py").write_text(
             "\n".join(["from mergekit.merge_methods import merge_method", *lines]) + "\n"
         )
-    assert sorted(editable.answer(NAMES)) == ["edited_rtsvm", "edited_safety_merge", "edited_tsvm", "linear"]
+    assert sorted(editable.answer(NAMES)) == sorted(
+        [*(f"edited_{name}" for name in own_names()), "edited_safety_merge", "linear"]
+    )
 
 
 def test_editable_install_whose_source_is_gone(editable: Environment, source: Path) -> None:
@@ -110,7 +114,7 @@ def with_real_mergekit(
 @pytest.mark.parametrize("first", ["mergekit.plan", "mergekit_3h.methods.spectral"])
 def test_real_mergekit_has_the_methods_whatever_is_imported_first(with_real_mergekit: Environment, first: str) -> None:
     names = with_real_mergekit.answer(f"import {first}{NAMES}")
-    assert {"tsvm", "rtsvm", "safety_merge", "equal_parts", "my_mean", "linear"} <= set(names)
+    assert {*own_names(), "safety_merge", "equal_parts", "my_mean", "linear"} <= set(names)
 
 
 def test_real_mergekit_merges_with_the_documented_package(with_real_mergekit: Environment, tmp_path: Path) -> None:

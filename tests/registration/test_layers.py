@@ -40,6 +40,7 @@ FORBIDDEN = {
     "mergekit_3h.evaluation": {*HOSTS, *ROOF},
     "mergekit_3h.benchmarks": {*HOSTS, *ROOF},
     "mergekit_3h.lint": {"fusion_bench", *ROOF},
+    "mergekit_3h.testing": {*HOSTS, *ROOF},
     "mergekit_3h.methods": {"fusion_bench", "mergekit_3h.cli", "fusion_bench_ext"},
     "mergekit_3h.cli": {"fusion_bench", "fusion_bench_ext"},
     "fusion_bench_ext": {"mergekit_3h.cli", "mergekit_3h.methods"},

@@ -16,6 +16,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from registration.environments import REPOSITORY
 
+from mergekit_3h.spectral.registry import own_names
+
 PACKAGES = ("mergekit_3h", "fusion_bench_ext")
 BROUGHT = {
     "mergekit": {"click", "pyyaml", "safetensors", "tqdm", "transformers", "typing-extensions"},
@@ -63,7 +65,7 @@ def test_every_entry_point_names_something_in_the_wheel(archive: zipfile.ZipFile
     declared.optionxform = str  # type: ignore[assignment,method-assign]  # names keep their case
     declared.read_string(metadata_file(archive, "entry_points.txt"))
     assert dict(declared["console_scripts"]) == {"mergekit-3h": "mergekit_3h.cli:main"}
-    assert set(declared["mergekit.merge_methods"]) == {"tsvm", "rtsvm", "safety_merge"}
+    assert set(declared["mergekit.merge_methods"]) == {*own_names(), "safety_merge"}
     assert dict(declared["hydra.plugins"]) == {"mergekit-3h": "hydra_plugins.mergekit_3h:MergeKit3HSearchPath"}
     names = archive.namelist()
     for group in declared.sections():

@@ -1,0 +1,135 @@
+"""Between the sum of the updates and the isotropic merge: a power of the sum's singular values.
+
+Of D = sum_i w_i delta_i = U S V^T (arXiv 2502.04959, section 4) the merged update is M = c U S^p V^T, computed as
+D V (c S^(p-1)) V^T: p = 1 is the sum itself, p = 0 has all singular values alike. One decomposition, whatever n.
+
+The edge under which rounding explains D is that of independent roundings, the root of the sum of w_i^2 edge_i^2. What
+lies under it is cut away where rounding is all that is there, which T says (``remainders.py``), here of the parts of
+the updates outside of D's directions above the edge: left of all experts together, against what rounding leaves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mergekit_3h.kernels.noise import rounding_edge
+from mergekit_3h.kernels.remainders import Remainder, remainder
+from mergekit_3h.kernels.spectra import tiles
+from mergekit_3h.kernels.sums import SumSpectrum, UpdateSum, sum_spectrum
+from mergekit_3h.kernels.tasks import TaskMatrices
+from mergekit_3h.kernels.truncations import Truncations
+from mergekit_3h.kernels.workers import run_all
+
+NoiseFloor = Literal["auto", "on", "off"]
+Scale = Literal["norm", "mean"]
+
+
+@dataclass(frozen=True)
+class IsotropicReport:
+    """How the merge of one matrix came about. There is one decomposition, that of the sum."""
+
+    ranks: list[int]
+    """Directions of the sum that are kept."""
+    noise_edges: list[float]
+    """One a task; 0 where nothing was rounded, or the floor is off."""
+    under_edge: float | None
+    """T of the sum; None where there is no edge, or it was not asked for."""
+    decompositions: list[str]
+    amplification: float
+    """(s_1 / s_k)^(1 - p): by how much more than the largest direction the smallest kept one is magnified, and with it
+    the noise in it."""
+
+
+@torch.no_grad()
+def merge_isotropic(
+    tasks: TaskMatrices, weights: Sequence[float], power: float, scale: Scale, noise_floor: NoiseFloor
+) -> tuple[Tensor, IsotropicReport]:
+    """M and how it came about."""
+    edges = _edges(tasks) if noise_floor != "off" else [0.0] * len(tasks)
+    if power == 1.0 and not any(edges):
+        plain = Truncations(tasks, [None] * len(tasks)).weighted_sum(weights)
+        return plain, IsotropicReport([tasks.columns], edges, None, ["none"], 1.0)
+    total = UpdateSum(tasks, weights)
+    spectrum = sum_spectrum(total)
+    kept, under_edge = spectrum, None
+    edge = math.hypot(*(weight * each for weight, each in zip(weights, edges, strict=True)))
+    if edge:
+        above = spectrum.above(edge)
+        remains = _remainder(tasks, weights, above.right) if noise_floor == "auto" else None
+        under_edge = remains.ratio if remains else None
+        kept = above if remains is None or remains.is_rounding_alone else spectrum
+    amplification = float((kept.values[0] / kept.values[-1]) ** (1 - power)) if kept.rank else 1.0
+    report = IsotropicReport([kept.rank], edges, under_edge, ["exact"], amplification)
+    return with_values(total, kept, power_values(kept, power, scale)), report
+
+
+def power_values(spectrum: SumSpectrum, power: float, scale: Scale) -> Tensor:
+    """c S^p. ``norm``: c such that the sum of the squares is that of S; ``mean``: that the sum is, as in Iso-C."""
+    values = spectrum.values
+    if spectrum.rank == 0:
+        return values
+    powered = (values / values[0]).pow(power)
+    if scale == "mean":
+        return powered * (values.sum() / powered.sum())
+    return powered * (values.square().sum() / powered.square().sum()).sqrt()
+
+
+def with_values(total: UpdateSum, spectrum: SumSpectrum, values: Tensor) -> Tensor:
+    """U diag(values) V^T, U being D V S^-1, in the checkpoint's orientation."""
+    tasks, right = total.tasks, spectrum.right
+    shape = (tasks.columns, tasks.rows) if tasks.is_wide else (tasks.rows, tasks.columns)
+    result = torch.empty(shape, dtype=tasks.result_dtype, device=tasks.device)
+    tall = result.T if tasks.is_wide else result
+    scaled = right * (values / spectrum.values)
+    # Through a matrix of all columns, unless the rank is so small that two products cost less than one.
+    inner = _product(tasks, scaled, right) if 2 * spectrum.rank > tasks.columns else None
+
+    def fill(rows: slice) -> None:
+        block = total.rows(rows)
+        part = block @ inner if inner is not None else (block @ scaled) @ right.T
+        tall[rows] = part.to(tasks.result_dtype)
+
+    run_all(tasks.device, [partial(fill, rows) for rows in tasks.row_spans()])
+    return result
+
+
+def _product(tasks: TaskMatrices, left: Tensor, right: Tensor) -> Tensor:
+    """left @ right^T, some columns at a time."""
+    product = left.new_empty(left.shape[0], right.shape[0])
+
+    def fill(columns: slice) -> None:
+        product[:, columns] = left @ right[columns].T
+
+    run_all(tasks.device, [partial(fill, columns) for columns in tiles(tasks.device, right.shape[0])])
+    return product
+
+
+def _edges(tasks: TaskMatrices) -> list[float]:
+    base, edges = tasks.base, [0.0] * len(tasks)
+    if base is None:
+        return edges
+
+    def survey(i: int) -> None:
+        edges[i] = rounding_edge(tasks.experts[i], base)
+
+    run_all(tasks.device, [partial(survey, i) for i in range(len(tasks))])
+    return edges
+
+
+def _remainder(tasks: TaskMatrices, weights: Sequence[float], right: Tensor) -> Remainder:
+    """Of all experts together, each as it enters the sum."""
+    found = [Remainder()] * len(tasks)
+
+    def measure(i: int) -> None:
+        one, square = remainder(tasks, i, right), weights[i] ** 2
+        found[i] = Remainder(square * one.left_square, square * one.rounding_square)
+
+    run_all(tasks.device, [partial(measure, i) for i in range(len(tasks)) if weights[i] != 0.0])
+    return sum(found, Remainder())

@@ -1,0 +1,127 @@
+"""The weighted sum of the updates, D = sum_i w_i delta_i, and its singular values and right singular vectors.
+
+D is never stored: its rows are summed when they are needed, as those of the updates are. Its Gram matrix loses half of
+the digits, so directions in which D reaches less than a thousandth of the farthest are measured again on D itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from mergekit_3h.kernels.dense import eigh_in_place, singular_pairs, triangle_of_columns
+from mergekit_3h.kernels.inverse_roots import MEASURED_BELOW
+from mergekit_3h.kernels.rounding import number_error
+from mergekit_3h.kernels.spectra import tiles
+from mergekit_3h.kernels.tasks import TaskMatrices
+from mergekit_3h.kernels.workers import run_all, spans
+
+PANEL_ROWS = 1024
+"""Rows of D, at least, that go into its Gram matrix at once."""
+
+RANDOM_REACH = 2.0
+"""A random matrix of r columns and m rows reaches no further than 1 + sqrt(r / m) times the length of a column."""
+
+
+class UpdateSum:
+    """D, with at least as many rows as columns: the updates of ``tasks`` as the kernels see them."""
+
+    def __init__(self, tasks: TaskMatrices, weights: Sequence[float]) -> None:
+        self.tasks = tasks
+        self.weights = list(weights)
+
+    def rows(self, rows: slice) -> Tensor:
+        """Rows of D in float64."""
+        tasks = self.tasks
+        total = torch.zeros(rows.stop - rows.start, tasks.columns, dtype=torch.float64, device=tasks.device)
+        for i, weight in enumerate(self.weights):
+            if weight != 0.0:
+                total.add_(tasks.block(i, rows), alpha=weight)
+        return total
+
+    def blocks(self) -> Iterator[Tensor]:
+        """D from top to bottom."""
+        return (self.rows(rows) for rows in self.tasks.row_spans())
+
+    def gram(self) -> Tensor:
+        """D^T D, upper triangle; the piece of work is cut by shape alone, so its bits do not depend on the workers."""
+        tasks = self.tasks
+        gram = torch.zeros(tasks.columns, tasks.columns, dtype=torch.float64, device=tasks.device)
+        for rows in spans(tasks.rows, max(tasks.columns, PANEL_ROWS)):
+            panel = self._panel(rows)
+
+            def add(tile: slice, panel: Tensor = panel) -> None:
+                gram[tile, tile.start :].addmm_(panel[:, tile].T, panel[:, tile.start :])
+
+            run_all(tasks.device, [partial(add, tile) for tile in tiles(tasks.device, tasks.columns)])
+        return gram
+
+    def _panel(self, rows: slice) -> Tensor:
+        tasks = self.tasks
+        panel = torch.empty(rows.stop - rows.start, tasks.columns, dtype=torch.float64, device=tasks.device)
+
+        def fill(part: slice) -> None:
+            panel[part] = self.rows(slice(rows.start + part.start, rows.start + part.stop))
+
+        run_all(tasks.device, [partial(fill, part) for part in spans(panel.shape[0], tasks.row_spans()[0].stop)])
+        return panel
+
+    def number_error(self) -> float:
+        """Singular values up to here are explained by the last digits of the inputs and of the updates."""
+        tasks = self.tasks
+        each = [number_error(expert, tasks.result_dtype) for expert in tasks.experts]
+        entry = math.hypot(*(weight * error for weight, error in zip(self.weights, each, strict=True)))
+        return RANDOM_REACH * entry * math.sqrt(tasks.rows)
+
+
+@dataclass(frozen=True)
+class SumSpectrum:
+    """Singular values of D, descending, and its right singular vectors as columns; those of no size left out."""
+
+    values: Tensor
+    right: Tensor
+
+    @property
+    def rank(self) -> int:
+        return self.values.numel()
+
+    def above(self, edge: float) -> SumSpectrum:
+        """What reaches beyond ``edge``; all of it where nothing does, since a merge must not vanish."""
+        count = int((self.values > edge).sum())
+        return SumSpectrum(self.values[:count], self.right[:, :count]) if count else self
+
+
+def sum_spectrum(total: UpdateSum) -> SumSpectrum:
+    """Without directions that the rounding of the inputs explains.
+
+    Rounding every entry of D moves a singular value by at most eps |D|_F, and the vectors of those no larger are
+    arbitrary: a power of 0 would blow them up to full size.
+    """
+    gram = total.gram()
+    found: list[tuple[Tensor, Tensor]] = []
+    run_all(total.tasks.device, [lambda: found.append(_measured_spectrum(total, gram))])
+    values, right = found[0]
+    eps = torch.finfo(total.tasks.result_dtype).eps
+    nothing = max(2 * eps * float(values.square().sum().sqrt()), total.number_error())
+    count = int((values > nothing).sum())
+    return SumSpectrum(values[:count], right[:, :count])
+
+
+def _measured_spectrum(total: UpdateSum, gram: Tensor) -> tuple[Tensor, Tensor]:
+    """Singular values and right vectors; the Gram matrix is used up."""
+    squares, vectors = eigh_in_place(gram)
+    squares, vectors = squares.clamp_min_(0).flip(0), vectors.flip(1)
+    known = int((squares > MEASURED_BELOW * squares[0]).sum())
+    values, small = squares.sqrt(), vectors[:, known:]
+    if small.shape[1] == 0:
+        return values, vectors
+    reaches, turned = singular_pairs(triangle_of_columns(block @ small for block in total.blocks()))
+    vectors[:, known:] = small @ turned
+    values[known:] = reaches
+    order = values.argsort(descending=True, stable=True)
+    return values[order], vectors[:, order]

@@ -1,0 +1,33 @@
+"""Every method of the registry under the contract, with its defaults and with options that change the formula."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mergekit_3h.spectral.method import SpectralMethod
+from mergekit_3h.spectral.registry import methods, parse_options
+from mergekit_3h.testing.spectral_contract import SpectralContract
+
+VARIANTS: list[tuple[str, dict[str, Any]]] = [
+    ("rtsvm", {"preset": "paper"}),
+    ("rtsvm", {"rank_budget": "per_task"}),
+    ("iso_c", {"power": 0.5, "noise_floor": "on"}),
+    ("iso_c", {"power": 1.0}),
+    ("iso_c", {"scale": "mean", "lambda": 1.5}),
+]
+
+
+class TestDefaults(SpectralContract):
+    @pytest.fixture(params=list(methods()))
+    def method(self, request: pytest.FixtureRequest) -> SpectralMethod:
+        return parse_options(request.param, {})
+
+
+class TestVariants(SpectralContract):
+    @pytest.fixture(params=VARIANTS, ids=lambda variant: f"{variant[0]}-{'-'.join(map(str, variant[1].values()))}")
+    def method(self, request: pytest.FixtureRequest) -> SpectralMethod:
+        return parse_options(*request.param)
+
+    test_the_memory_that_it_says_is_enough = None  # the defaults' bound; a process each takes long
