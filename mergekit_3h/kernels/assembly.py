@@ -20,6 +20,7 @@ matrix, so that V V^T = n I and V_perp = V / sqrt(n). With D_i the rank-k_l trun
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -31,7 +32,7 @@ from mergekit_3h.kernels.factors import SingularFactors
 from mergekit_3h.kernels.krylov import krylov_spectrum
 from mergekit_3h.kernels.noise import rounding_edge
 from mergekit_3h.kernels.outliers import outlier_mass, outlier_weights
-from mergekit_3h.kernels.polar import PolarFactors
+from mergekit_3h.kernels.polar import PolarFactors, overlap_of
 from mergekit_3h.kernels.ranks import RankRule, rank_budget, sparsity
 from mergekit_3h.kernels.rounding import RoundingToll, rounding_toll
 from mergekit_3h.kernels.settings import Settings
@@ -122,10 +123,13 @@ def _shares(tasks: TaskMatrices, plan: Plan, settings: Settings) -> tuple[Shares
     """Step 4: what each task adds to the merge, before its factor w_i alpha_i."""
     n = len(tasks)
     is_literal = settings.order == "orthogonalize_first"
+    output, input_ = settings.softness
+    softness = (input_, output) if tasks.is_wide else (output, input_)
     if n == 1 or (is_literal and tasks.rows == tasks.columns):
         cut = decompose(tasks, [None if rule.keeps_everything else rule for rule in plan.rules], settings)
         ranks = [tasks.columns if spectrum is None else spectrum.rank for spectrum in cut]
-        return Truncations(tasks, cut, divisor=n if is_literal else 1), _report(plan, cut, ranks)
+        both = math.sqrt(overlap_of(n, softness[0]) * overlap_of(n, softness[1]))
+        return Truncations(tasks, cut, divisor=both if is_literal else 1), _report(plan, cut, ranks)
     everything = RankRule(tasks.columns, tasks.columns, noise_edge=0.0, energy=1.0)
     spectra = _present(decompose(tasks, [everything] * n if is_literal else plan.rules, settings))
     ranks = [
@@ -134,7 +138,7 @@ def _shares(tasks: TaskMatrices, plan: Plan, settings: Settings) -> tuple[Shares
     report = _report(plan, spectra, ranks)
     factors = SingularFactors(tasks, spectra)
     del spectra  # their vectors live on in the factors; twice they would be half of the memory from here on
-    polar = PolarFactors(factors, ranks, right_is_orthogonal=is_literal)
+    polar = PolarFactors(factors, ranks, right_is_orthogonal=is_literal, softness=softness)
     return polar, _with_extents(report, tasks, polar)
 
 

@@ -9,6 +9,7 @@ tasks, identical experts for one, have a polar factor too.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -44,6 +45,21 @@ class Extent:
     """Largest over smallest singular value, of the directions that are kept."""
     dependent: int = 0
     """Directions that were dropped."""
+
+
+def softened(gram: Tensor, factor: Factor, tau: float) -> tuple[Tensor, Factor]:
+    """(X^T X + tau I) / (1 + tau), in the memory of ``gram``, and X with sqrt(tau) I below it, whose Gram matrix that is.
+
+    Where X has columns of length 1, so has that one: decorrelating softly is decorrelating it.
+    """
+    gram.div_(1 + tau).diagonal().add_(tau / (1 + tau))
+    unit = torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)
+
+    def blocks() -> Iterator[Tensor]:
+        yield from (block / math.sqrt(1 + tau) for block in factor.blocks())
+        yield unit * math.sqrt(tau / (1 + tau))
+
+    return gram, Factor(blocks, factor.errors / math.sqrt(1 + tau))
 
 
 def inverse_sqrt(gram: Tensor, factor: Factor) -> tuple[Tensor, Extent]:

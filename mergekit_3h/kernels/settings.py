@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,3 +26,12 @@ class Settings:
     energy: float
     decomposition: Literal["exact", "krylov", "auto"]
     tolerance: float
+    decorrelation: float
+    """tau of U (U^T U + tau I)^(-1/2) (1 + tau)^(1/2): 0 is the polar factor, infinity U itself."""
+    decorrelation_sides: Literal["both", "output", "input"]
+
+    @property
+    def softness(self) -> tuple[float, float]:
+        """tau of the output side (the checkpoint's rows) and of the input side."""
+        output, input_ = (self.decorrelation_sides in ("both", side) for side in ("output", "input"))
+        return self.decorrelation if output else math.inf, self.decorrelation if input_ else math.inf

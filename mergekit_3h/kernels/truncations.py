@@ -16,7 +16,7 @@ from mergekit_3h.kernels.workers import run_all
 class Truncations:
     """``Shares`` D_i / divisor; D_i is delta_i truncated to its spectrum, or all of delta_i where that is ``None``."""
 
-    def __init__(self, tasks: TaskMatrices, spectra: Sequence[Spectrum | None], divisor: int = 1) -> None:
+    def __init__(self, tasks: TaskMatrices, spectra: Sequence[Spectrum | None], divisor: float = 1) -> None:
         self.tasks = tasks
         self.spectra = spectra
         self.divisor = divisor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -9,11 +10,17 @@ from torch import Tensor
 
 
 def merge_literally(
-    updates: Sequence[Tensor], ranks: Sequence[int], scales: Sequence[float], *, orthogonalize_first: bool = False
+    updates: Sequence[Tensor],
+    ranks: Sequence[int],
+    scales: Sequence[float],
+    *,
+    orthogonalize_first: bool = False,
+    softness: tuple[float, float] = (0.0, 0.0),
 ) -> Tensor:
     """sum_i U_perp_i (scale_i S_i) V_perp_i^T: cut to rank, concatenate, orthogonalise, multiply.
 
     ``orthogonalize_first`` concatenates the full factors and cuts afterwards (Algorithm 1 of arXiv 2502.06876).
+    ``softness`` is tau of the output and of the input side.
     """
     u: list[Tensor] = []
     s: list[Tensor] = []
@@ -25,12 +32,14 @@ def merge_literally(
         u.append(left[:, :kept])
         s.append(scale * values[:kept])
         vh.append(right[:kept])
-    return (_polar(torch.cat(u, 1)) * torch.cat(s)) @ _polar(torch.cat(vh, 0))
+    return (_polar(torch.cat(u, 1), softness[0]) * torch.cat(s)) @ _polar(torch.cat(vh, 0), softness[1])
 
 
-def _polar(matrix: Tensor) -> Tensor:
-    u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
-    return u @ vh
+def _polar(matrix: Tensor, tau: float) -> Tensor:
+    if math.isinf(tau):
+        return matrix
+    u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+    return (u * (s * math.sqrt(1 + tau) / (s.square() + tau).sqrt() if tau else 1.0)) @ vh
 
 
 def relative_error(result: Tensor, expected: Tensor) -> float:

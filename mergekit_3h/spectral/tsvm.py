@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
+from pydantic import Field
 from torch import Tensor
 
 from mergekit_3h.kernels import assembly
@@ -15,6 +16,8 @@ from mergekit_3h.kernels.tasks import TaskMatrices
 from mergekit_3h.spectral.literal import merge_literally
 from mergekit_3h.spectral.method import RankedMethod
 
+_KERNEL_OPTIONS = ("noise_floor", "energy", "decomposition", "tolerance", "decorrelation", "decorrelation_sides")
+
 
 class TSVM(RankedMethod):
     """The leading singular vectors of every expert's update, decorrelated between the experts."""
@@ -22,6 +25,20 @@ class TSVM(RankedMethod):
     name = "tsvm"
     title = "Task Singular Vector Merging (TSVM)"
     paper = "https://arxiv.org/abs/2412.00081"
+
+    decorrelation: float = Field(
+        0.0,
+        ge=0.0,
+        allow_inf_nan=False,
+        description="tau of U (U^T U + tau I)^(-1/2) (1 + tau)^(1/2), which decorrelates the experts' singular "
+        "vectors: 0 makes them orthogonal (the paper's); the larger, the more they stay as they are and the less noise in "
+        "directions that they nearly share is magnified.",
+    )
+    decorrelation_sides: Literal["both", "output", "input"] = Field(
+        "both",
+        description="Which singular vectors are decorrelated: those of the output side (the matrix's rows), of the "
+        "input side, or both (the paper's).",
+    )
 
     def settings(self) -> Settings:
         """What the kernel computes under these options. TSVM is R-TSVM without its two reweightings."""
@@ -39,7 +56,7 @@ class TSVM(RankedMethod):
         )
 
     def _of_every_method(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("noise_floor", "energy", "decomposition", "tolerance")}
+        return {name: getattr(self, name) for name in _KERNEL_OPTIONS}
 
     def merge(self, tasks: TaskMatrices, weights: Sequence[float]) -> tuple[Tensor, assembly.Report]:
         return assembly.merge(tasks, weights, self.settings())
@@ -70,8 +87,11 @@ class TSVM(RankedMethod):
 
     def literally(self, updates: Sequence[Tensor], weights: Sequence[float], report: assembly.Report) -> Tensor:
         scales = [weight * alpha for weight, alpha in zip(weights, report.outlier_weights, strict=True)]
-        is_literal = self.settings().order == "orthogonalize_first"
-        return merge_literally(updates, report.ranks, scales, orthogonalize_first=is_literal)
+        settings = self.settings()
+        is_literal = settings.order == "orthogonalize_first"
+        return merge_literally(
+            updates, report.ranks, scales, orthogonalize_first=is_literal, softness=settings.softness
+        )
 
 
 METHOD = TSVM

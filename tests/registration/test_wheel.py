@@ -44,7 +44,7 @@ def test_no_file_of_the_packages_is_left_out(archive: zipfile.ZipFile) -> None:
     folders = [REPOSITORY / package for package in PACKAGES]
     files = {path for folder in folders for path in folder.rglob("*") if path.suffix not in ("", ".pyc")}
     expected = {path.relative_to(REPOSITORY).as_posix() for path in files}
-    assert {"fusion_bench_ext/config/method/rtsvm.yaml", "mergekit_3h/data/prompts/wildguard.txt"} <= expected
+    assert {"fusion_bench_ext/config/method/mergekit.yaml", "mergekit_3h/data/prompts/wildguard.txt"} <= expected
     assert expected - set(archive.namelist()) == set()
 
 

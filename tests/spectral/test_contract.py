@@ -13,6 +13,10 @@ from mergekit_3h.testing.spectral_contract import SpectralContract
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("rtsvm", {"preset": "paper"}),
     ("rtsvm", {"rank_budget": "per_task"}),
+    ("tsvm", {"decorrelation": 0.1}),
+    ("tsvm", {"decorrelation": 1.0, "decorrelation_sides": "output"}),
+    ("rtsvm", {"decorrelation": 0.1, "decorrelation_sides": "input", "rank_budget": "per_task"}),
+    ("rtsvm", {"preset": "paper", "decorrelation": 0.3}),
     ("iso_c", {"power": 0.5, "noise_floor": "on"}),
     ("iso_c", {"power": 1.0}),
     ("iso_c", {"scale": "mean", "lambda": 1.5}),
