@@ -48,7 +48,7 @@ class Extent:
 
 
 def softened(gram: Tensor, factor: Factor, tau: float) -> tuple[Tensor, Factor]:
-    """(X^T X + tau I) / (1 + tau), in the memory of ``gram``, and X with sqrt(tau) I below it, whose Gram matrix that is.
+    """(X^T X + tau I) / (1 + tau), in the memory of ``gram``, and X with sqrt(tau) I below it, which has it.
 
     Where X has columns of length 1, so has that one: decorrelating softly is decorrelating it.
     """

@@ -2,15 +2,10 @@
 
 Of D = sum_i w_i delta_i = U S V^T (arXiv 2502.04959, section 4) the merged update is M = c U S^p V^T, computed as
 D V (c S^(p-1)) V^T: p = 1 is the sum itself, p = 0 has all singular values alike. One decomposition, whatever n.
-
-The edge under which rounding explains D is that of independent roundings, the root of the sum of w_i^2 edge_i^2. What
-lies under it is cut away where rounding is all that is there, which T says (``remainders.py``), here of the parts of
-the updates outside of D's directions above the edge: left of all experts together, against what rounding leaves.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,15 +14,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mergekit_3h.kernels.noise import rounding_edge
-from mergekit_3h.kernels.remainders import Remainder, remainder
+from mergekit_3h.kernels.noise_floors import NoiseFloor, floor_of, task_edges
 from mergekit_3h.kernels.spectra import tiles
 from mergekit_3h.kernels.sums import SumSpectrum, UpdateSum, sum_spectrum
 from mergekit_3h.kernels.tasks import TaskMatrices
 from mergekit_3h.kernels.truncations import Truncations
 from mergekit_3h.kernels.workers import run_all
 
-NoiseFloor = Literal["auto", "on", "off"]
 Scale = Literal["norm", "mean"]
 
 
@@ -52,21 +45,15 @@ def merge_isotropic(
     tasks: TaskMatrices, weights: Sequence[float], power: float, scale: Scale, noise_floor: NoiseFloor
 ) -> tuple[Tensor, IsotropicReport]:
     """M and how it came about."""
-    edges = _edges(tasks) if noise_floor != "off" else [0.0] * len(tasks)
+    edges = task_edges(tasks, noise_floor)
     if power == 1.0 and not any(edges):
         plain = Truncations(tasks, [None] * len(tasks)).weighted_sum(weights)
         return plain, IsotropicReport([tasks.columns], edges, None, ["none"], 1.0)
     total = UpdateSum(tasks, weights)
-    spectrum = sum_spectrum(total)
-    kept, under_edge = spectrum, None
-    edge = math.hypot(*(weight * each for weight, each in zip(weights, edges, strict=True)))
-    if edge:
-        above = spectrum.above(edge)
-        remains = _remainder(tasks, weights, above.right) if noise_floor == "auto" else None
-        under_edge = remains.ratio if remains else None
-        kept = above if remains is None or remains.is_rounding_alone else spectrum
+    floor = floor_of(tasks, weights, sum_spectrum(total), edges, noise_floor)
+    kept = floor.kept
     amplification = float((kept.values[0] / kept.values[-1]) ** (1 - power)) if kept.rank else 1.0
-    report = IsotropicReport([kept.rank], edges, under_edge, ["exact"], amplification)
+    report = IsotropicReport([kept.rank], edges, floor.under_edge, ["exact"], amplification)
     return with_values(total, kept, power_values(kept, power, scale)), report
 
 
@@ -109,27 +96,3 @@ def _product(tasks: TaskMatrices, left: Tensor, right: Tensor) -> Tensor:
 
     run_all(tasks.device, [partial(fill, columns) for columns in tiles(tasks.device, right.shape[0])])
     return product
-
-
-def _edges(tasks: TaskMatrices) -> list[float]:
-    base, edges = tasks.base, [0.0] * len(tasks)
-    if base is None:
-        return edges
-
-    def survey(i: int) -> None:
-        edges[i] = rounding_edge(tasks.experts[i], base)
-
-    run_all(tasks.device, [partial(survey, i) for i in range(len(tasks))])
-    return edges
-
-
-def _remainder(tasks: TaskMatrices, weights: Sequence[float], right: Tensor) -> Remainder:
-    """Of all experts together, each as it enters the sum."""
-    found = [Remainder()] * len(tasks)
-
-    def measure(i: int) -> None:
-        one, square = remainder(tasks, i, right), weights[i] ** 2
-        found[i] = Remainder(square * one.left_square, square * one.rounding_square)
-
-    run_all(tasks.device, [partial(measure, i) for i in range(len(tasks)) if weights[i] != 0.0])
-    return sum(found, Remainder())

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor
 
 from mergekit_3h.kernels.isotropic import IsotropicReport, merge_isotropic
 from mergekit_3h.kernels.memory import summing_bytes
 from mergekit_3h.kernels.tasks import TaskMatrices
-from mergekit_3h.spectral.method import SpectralMethod
+from mergekit_3h.spectral.method import FlooredMethod
 
 AMPLIFICATION_WORTH_A_WORD = 1e3
 """(s_1 / s_k)^(1 - p) from which a remark says that noise is magnified; a percent of noise on real updates moved merges
 of condition 1e3 to 7e4 by tens of percent."""
 
 
-class IsoC(SpectralMethod):
+class IsoC(FlooredMethod):
     """The sum of the updates with its singular values made more alike, by one decomposition."""
 
     name = "iso_c"
@@ -40,16 +40,6 @@ class IsoC(SpectralMethod):
         description="norm: the merged update is as large as the sum of the updates, in the directions that are kept; "
         "mean: its singular values have the mean of the sum's (the paper's), so it is smaller.",
     )
-    noise_floor: Literal["auto", "on", "off"] = Field(
-        "auto",
-        description="on drops directions of the sum that bf16/fp16 rounding of the checkpoints explains; auto drops "
-        "them where rounding is all that is under its edge, as with merged LoRA updates; off keeps them.",
-    )
-
-    @field_validator("noise_floor", mode="before")
-    @classmethod
-    def _yaml_reads_on_and_off_as_booleans(cls, value: Any) -> Any:
-        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
     def merge(self, tasks: TaskMatrices, weights: Sequence[float]) -> tuple[Tensor, IsotropicReport]:
         return merge_isotropic(tasks, weights, self.power, self.scale, self.noise_floor)
@@ -58,11 +48,7 @@ class IsoC(SpectralMethod):
         return summing_bytes(rows, columns, result_itemsize)
 
     def remarks(self, report: IsotropicReport) -> Iterator[tuple[int, str]]:
-        if report.under_edge is not None:
-            yield (
-                logging.INFO,
-                f"T = {report.under_edge:.2f} under the rounding edge; {report.ranks[0]} directions are kept",
-            )
+        yield from self.floor_remarks(report.under_edge, report.ranks[0])
         if report.amplification > AMPLIFICATION_WORTH_A_WORD:
             yield (
                 logging.INFO,

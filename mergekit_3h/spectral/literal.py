@@ -32,10 +32,11 @@ def merge_literally(
         u.append(left[:, :kept])
         s.append(scale * values[:kept])
         vh.append(right[:kept])
-    return (_polar(torch.cat(u, 1), softness[0]) * torch.cat(s)) @ _polar(torch.cat(vh, 0), softness[1])
+    return (polar_factor(torch.cat(u, 1), softness[0]) * torch.cat(s)) @ polar_factor(torch.cat(vh, 0), softness[1])
 
 
-def _polar(matrix: Tensor, tau: float) -> Tensor:
+def polar_factor(matrix: Tensor, tau: float = 0.0) -> Tensor:
+    """By an SVD; softly for a tau above 0."""
     if math.isinf(tau):
         return matrix
     u, s, vh = torch.linalg.svd(matrix, full_matrices=False)

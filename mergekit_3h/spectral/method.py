@@ -6,6 +6,7 @@ read nothing else, so a method is one file with one class.
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Literal
@@ -118,3 +119,23 @@ class RankedMethod(SpectralMethod):
     @classmethod
     def _yaml_reads_off_as_false(cls, value: Any) -> Any:
         return "off" if value is False else value
+
+
+class FlooredMethod(SpectralMethod):
+    """A method that decomposes the sum of the updates, and can tell what of it is rounding alone."""
+
+    noise_floor: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="on drops directions of the sum that bf16/fp16 rounding of the checkpoints explains; auto drops "
+        "them where rounding is all that is under its edge, as with merged LoRA updates; off keeps them.",
+    )
+
+    @field_validator("noise_floor", mode="before")
+    @classmethod
+    def _yaml_reads_on_and_off_as_booleans(cls, value: Any) -> Any:
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+    def floor_remarks(self, under_edge: float | None, rank: int) -> Iterator[tuple[int, str]]:
+        """What T was, where there is a rounding edge."""
+        if under_edge is not None:
+            yield logging.INFO, f"T = {under_edge:.2f} under the rounding edge; {rank} directions are kept"

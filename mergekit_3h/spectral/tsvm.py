@@ -31,8 +31,8 @@ class TSVM(RankedMethod):
         ge=0.0,
         allow_inf_nan=False,
         description="tau of U (U^T U + tau I)^(-1/2) (1 + tau)^(1/2), which decorrelates the experts' singular "
-        "vectors: 0 makes them orthogonal (the paper's); the larger, the more they stay as they are and the less noise in "
-        "directions that they nearly share is magnified.",
+        "vectors: 0 makes them orthogonal (the paper's); the larger, the more they stay as they are and the less "
+        "noise in directions that they nearly share is magnified.",
     )
     decorrelation_sides: Literal["both", "output", "input"] = Field(
         "both",
