@@ -126,7 +126,7 @@ class Residuals(TaskMatrices):
     def rounding(self, i: int) -> float:
         """What of R_i rounding the updates explains: of task i itself, and of the common directions, which it turns."""
         turned = max(1.0, sum(self._lengths) / self._smallest)
-        return 2 * torch.finfo(self.result_dtype).eps * self._lengths[i] * turned
+        return 2 * torch.finfo(self.number_dtype).eps * self._lengths[i] * turned
 
     def block(self, i: int, rows: slice) -> Tensor:
         """Rows of R_i, or of D, in float64."""

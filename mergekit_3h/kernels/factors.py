@@ -142,7 +142,7 @@ class SingularFactors:
         errors = torch.empty_like(self.values)
         for expert, part in zip(self.tasks.experts, self.parts, strict=True):
             values = self.values[part]
-            noise = number_error(expert, self.tasks.result_dtype) * math.sqrt(side) / values
+            noise = number_error(expert, self.tasks.number_dtype) * math.sqrt(side) / values
             errors[part] = torch.hypot(noise, GRAM_ERROR * (values[:1] / values).square())
         return errors
 

@@ -74,7 +74,7 @@ class UpdateSum:
     def number_error(self) -> float:
         """Singular values up to here are explained by the last digits of the inputs and of the updates."""
         tasks = self.tasks
-        each = [number_error(expert, tasks.result_dtype) for expert in tasks.experts]
+        each = [number_error(expert, tasks.number_dtype) for expert in tasks.experts]
         entry = math.hypot(*(weight * error for weight, error in zip(self.weights, each, strict=True)))
         return RANDOM_REACH * entry * math.sqrt(tasks.rows)
 
@@ -106,7 +106,7 @@ def sum_spectrum(total: UpdateSum) -> SumSpectrum:
     found: list[tuple[Tensor, Tensor]] = []
     run_all(total.tasks.device, [lambda: found.append(_measured_spectrum(total, gram))])
     values, right = found[0]
-    eps = torch.finfo(total.tasks.result_dtype).eps
+    eps = torch.finfo(total.tasks.number_dtype).eps
     nothing = max(2 * eps * float(values.square().sum().sqrt()), total.number_error())
     count = int((values > nothing).sum())
     return SumSpectrum(values[:count], right[:, :count])

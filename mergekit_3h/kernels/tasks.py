@@ -30,10 +30,13 @@ CACHE_ELEMENTS = 1 << 16
 class TaskMatrices:
     """``n`` matrices of one shape. ``base=None`` says that ``experts`` are the updates themselves.
 
+    Results are as precise as the numbers that go in, float64 among them or not, unless ``exact_result`` asks for
+    float64: what is still to be decomposed should not be rounded in between.
+
     The kernels see each matrix with at least as many rows as columns: a wide one is transposed as it is read.
     """
 
-    def __init__(self, experts: Sequence[Tensor], base: Tensor | None = None) -> None:
+    def __init__(self, experts: Sequence[Tensor], base: Tensor | None = None, *, exact_result: bool = False) -> None:
         first = experts[0]
         if first.ndim != 2 or any(t.shape != first.shape for t in [*experts, *([] if base is None else [base])]):
             raise ValueError("task matrices must be two-dimensional and of one shape")
@@ -43,7 +46,8 @@ class TaskMatrices:
         self.rows, self.columns = max(first.shape), min(first.shape)
         self.device = first.device
         is_double = any(t.dtype == torch.float64 for t in [*experts, *([] if base is None else [base])])
-        self.result_dtype = torch.float64 if is_double else torch.float32
+        self.number_dtype = torch.float64 if is_double else torch.float32
+        self.result_dtype = torch.float64 if exact_result else self.number_dtype
 
     def __len__(self) -> int:
         return len(self.experts)
@@ -51,6 +55,10 @@ class TaskMatrices:
     def block(self, i: int, rows: slice) -> Tensor:
         """Rows of delta_i, tall side up, in float64."""
         return self._difference(i, rows, transpose=self.is_wide)
+
+    def block_as_stored(self, i: int, rows: slice) -> Tensor:
+        """Rows of delta_i in the checkpoint's own orientation, in float64."""
+        return self._difference(i, rows, transpose=False)
 
     def blocks(self, i: int) -> Iterator[Tensor]:
         """delta_i from top to bottom, tall side up. A block is overwritten by the next one."""
@@ -99,7 +107,7 @@ class TaskMatrices:
         The difference of two numbers within a factor of two is exact in float32, and that of 16-bit numbers unless
         their exponents are 13 apart or more. Any other is rounded by 6e-8 of itself.
         """
-        dtype = self.result_dtype
+        dtype = self.number_dtype
         step = max(1, CACHE_ELEMENTS // expert.shape[1]) if self.device.type == "cpu" else expert.shape[0]
         for part in spans(expert.shape[0], step):
             delta[part] = torch.sub(expert[part].to(dtype), base[part].to(dtype))

@@ -27,6 +27,7 @@ class IsoC(FlooredMethod):
     title = "Isotropic merging in the common subspace (Iso-C)"
     paper = "https://arxiv.org/abs/2502.04959"
     is_linear = False
+    is_isotropic = True
 
     power: float = Field(
         0.0,

@@ -22,6 +22,7 @@ class IsoCTS(FlooredMethod):
     title = "Isotropic merging in common and task-specific subspaces (Iso-CTS)"
     paper = "https://arxiv.org/abs/2502.04959"
     is_linear = False
+    is_isotropic = True
 
     common_fraction: float = Field(
         0.8,

@@ -41,6 +41,8 @@ class SpectralMethod(BaseModel, ABC):
     """Address of the paper that defines it."""
     is_linear: ClassVar[bool] = True
     """Whether the merged update is linear in the experts' weights, with the ``components`` as coefficients."""
+    is_isotropic: ClassVar[bool] = False
+    """Whether the merged update may have all singular values alike, so that it has no directions of its own."""
 
     lambda_: float = Field(
         1.0,
