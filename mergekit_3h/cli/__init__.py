@@ -18,8 +18,9 @@ _COMMANDS = {
     "doctor": "which hosts and devices are there, and does each host see the methods",
     "evaluate": "helpfulness, honesty and harmlessness of models, by a suite of metrics",
     "inspect": "what the experts' updates look like before a merge, and what speaks against merging them",
-    "sweep": "many merges, tuned alike and compared: a table of methods",
+    "merge": "check, merge, and show what the merge did: one command from models to proof",
     "search": "find merge weights by safety and domain data, and write a config that merges with them",
+    "sweep": "many merges, tuned alike and compared: a table of methods",
 }
 
 _STORAGE_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
