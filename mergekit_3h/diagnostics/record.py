@@ -134,8 +134,12 @@ def watcher(method: SpectralMethod, models: Sequence[str]) -> Watcher | None:
     """What ``merge_tensor`` calls with each tensor of this merge, if the method's options ask for a record."""
     if not method.record:
         return None
-    record = _record(str(Path(method.record).expanduser().resolve()))
+    with _opening:  # hosts merge several tensors at once, and the file has one writer
+        record = _record(str(Path(method.record).expanduser().resolve()))
     return lambda merged: record.add(merged, method, models)
+
+
+_opening = threading.Lock()
 
 
 @cache

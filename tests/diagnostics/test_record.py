@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,8 @@ from hosts import merge_config, mergekit_yaml, read_model
 from tiny_models import Family
 from torch import Tensor
 
+from mergekit_3h.diagnostics import record
+from mergekit_3h.diagnostics.lines import GrowingLines
 from mergekit_3h.diagnostics.record import RECORD, outcome, read_record, watcher
 from mergekit_3h.errors import OptionError
 from mergekit_3h.spectral.registry import parse_options
@@ -138,6 +143,28 @@ def test_a_later_merge_replaces_the_record(tmp_path: Path) -> None:
     (tmp_path / RECORD).unlink()
     merge(["one", "two"])
     assert set(read_record(tmp_path)[1]) == {"one", "two"}
+
+
+class SlowlyOpenedLines(GrowingLines):
+    """Gives other threads the time to open the file too."""
+
+    def __init__(self, file: Path) -> None:
+        time.sleep(0.05)
+        super().__init__(file)
+
+
+def test_tensors_merged_at_once_share_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record, "GrowingLines", SlowlyOpenedLines)
+    base, expert, method = torch.randn(24, 16), torch.randn(24, 16), parse_options("tsvm", {"record": str(tmp_path)})
+    start = threading.Barrier(8)
+
+    def merge(number: int) -> None:
+        start.wait()
+        merge_tensor(f"t{number}", base, {"a": expert}, {"a": 1.0}, method, watch=watcher(method, ["a"]))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(merge, range(8)))
+    assert set(read_record(tmp_path)[1]) == {f"t{number}" for number in range(8)}
 
 
 def test_fused_experts_leave_a_line_each(tmp_path: Path) -> None:
