@@ -15,6 +15,9 @@ from fusion_bench_ext.load_failures import load_failure
 from fusion_bench_ext.models import LoadedModel, OpenModel, missing_from_checkpoint
 from mergekit_3h.errors import ModelError, ThreeHError
 
+BASE_NAME = "_pretrained_"
+"""What a pool calls the model that the others were trained from."""
+
 
 def open_model(pool: BaseModelPool, name: str) -> OpenModel:
     """The model ``name`` of ``pool``; whatever goes wrong names it."""

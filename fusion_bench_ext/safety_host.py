@@ -22,9 +22,8 @@ from fusion_bench_ext.pools import model_path
 from mergekit_3h.checkpoints.tokenizers import load_tokenizer
 from mergekit_3h.errors import ModelError
 from mergekit_3h.safety.combination import Combination
-from mergekit_3h.safety.port import OpenedModels
+from mergekit_3h.safety.port import BASE_LABEL, OpenedModels
 
-BASE_LABEL = "base"
 _SAMPLED_TENSORS = 16
 _SAMPLED_NUMBERS = 64
 

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from mergekit_3h.errors import ModelError, OptionError
 
-LOG = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 class Destination:
@@ -41,7 +41,7 @@ class Destination:
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.unlink(missing_ok=True)
                 raise
-        LOG.info("saved the merged model to %s", self._path)
+        log.info("saved the merged model to %s", self._path)
 
     def _write(self, model: Any, path: Path, algorithm_config: DictConfig, description: str) -> None:
         if isinstance(self._pool, CausalLMPool):
@@ -78,7 +78,7 @@ class Destination:
         if not isinstance(self._pool, CausalLMPool):
             return None
         if getattr(self._pool, "tokenizer", None) is None:
-            LOG.warning("the pool names no tokenizer, so none will be saved beside the merged model")
+            log.warning("the pool names no tokenizer, so none will be saved beside the merged model")
             return None
         try:
             return self._pool.load_tokenizer()

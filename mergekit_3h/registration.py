@@ -23,7 +23,7 @@ from mergekit_3h.spectral import registry
 GROUP = "mergekit.merge_methods"  # also the name of the module that keeps the registry
 PACKAGE = registry.PACKAGE
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 _warned: set[str] = set()
 _package_by_method: dict[str, str] = {}
 
@@ -172,4 +172,4 @@ def _described(error: BaseException) -> str:
 def _warn(message: str) -> None:
     if message not in _warned:
         _warned.add(message)
-        _log.warning(message)
+        log.warning(message)

@@ -12,17 +12,17 @@ from mergekit import merge_methods
 from mergekit.config import ParameterSetting
 from mergekit.merge_methods import BasePolicy, MergeMethod, ParameterScope
 from mergekit.parameter_resolver import resolve_parameters
-from omegaconf import DictConfig, OmegaConf
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from fusion_bench_ext.algorithms.streaming import StreamingAlgorithm
 from fusion_bench_ext.errors import shown_by_hydra
+from fusion_bench_ext.hydra_values import plain_value
+from fusion_bench_ext.pools import BASE_NAME
 from mergekit_3h.errors import ModelError, OptionError, TensorError
 from mergekit_3h.options import require_known
 from mergekit_3h.suggestions import did_you_mean
 
-_BASE = "_pretrained_"
 _LAYER = re.compile(r"\.(?:layers|h|blocks|block|layer)\.(\d+)\.")
 _SETTING = TypeAdapter(ParameterSetting)
 
@@ -59,8 +59,9 @@ class MergeKitAlgorithm(StreamingAlgorithm):
         host_keys = {name: kwargs.pop(name) for name in list(kwargs) if name.startswith("_")}
         super().__init__(model_save_path=model_save_path, **host_keys)
         self.merge_method, self.base_model, self.seed = merge_method, base_model, seed
-        self.parameters = _plain(parameters)
-        self.model_parameters = {name: _plain(own) for name, own in _plain(model_parameters).items()}
+        self.parameters = dict(plain_value(parameters) or {})
+        given = plain_value(model_parameters) or {}
+        self.model_parameters = {name: dict(plain_value(own) or {}) for name, own in given.items()}
         with shown_by_hydra():
             for name in kwargs:
                 known = [key for key in self._config_mapping.values() if not key.startswith("_")]
@@ -83,10 +84,10 @@ class MergeKitAlgorithm(StreamingAlgorithm):
                 f"option 'base_model': the pool has no model {self.base_model!r}; "
                 f"{did_you_mean(self.base_model, known)}"
             )
-        base = self.base_model or (_BASE if modelpool.has_pretrained else None)
+        base = self.base_model or (BASE_NAME if modelpool.has_pretrained else None)
         if base is None and policy == BasePolicy.REQUIRED:
             raise ModelError(
-                f"{self.merge_method} needs a base: add {_BASE!r} to the pool's models or name one of them as "
+                f"{self.merge_method} needs a base: add {BASE_NAME!r} to the pool's models or name one of them as "
                 f"base_model. The pool has: {modelpool.all_model_names}"
             )
         return base
@@ -216,9 +217,3 @@ def _scalars(setting: Any) -> list[Any]:
     if isinstance(setting, Mapping):
         return _scalars(setting.get("value"))
     return [setting]
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, DictConfig):
-        return OmegaConf.to_container(value, resolve=True)
-    return dict(value or {})

@@ -11,14 +11,15 @@ import torch
 from fusion_bench.modelpool.base_pool import BaseModelPool
 from fusion_bench.utils.instantiate_utils import instantiate
 from mergekit.merge_methods import registered_methods
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
 from fusion_bench_ext.algorithms.streaming import StreamingAlgorithm
 from fusion_bench_ext.errors import shown_by_hydra
+from fusion_bench_ext.hydra_values import plain_value
 from fusion_bench_ext.models import OpenModel
-from fusion_bench_ext.pools import open_model
+from fusion_bench_ext.pools import BASE_NAME, open_model
 from fusion_bench_ext.safety_host import PoolFixedMerge, PoolHost
 from mergekit_3h.errors import ModelError, OptionError
 from mergekit_3h.options import require_known
@@ -32,8 +33,6 @@ from mergekit_3h.safety.options import (
 from mergekit_3h.search.combinations import require_searchable
 from mergekit_3h.search.solution import Solution
 from mergekit_3h.suggestions import did_you_mean
-
-_BASE = "_pretrained_"
 
 
 class SafetyMerge(StreamingAlgorithm):
@@ -71,7 +70,8 @@ class SafetyMerge(StreamingAlgorithm):
             parsed = parse_safety_merge_options(options)
         for name, value in parsed.by_name().items():
             setattr(self, name, value)
-        self.parameters, self.model_parameters = _plain(parameters), _plain(model_parameters)
+        self.parameters = dict(plain_value(parameters) or {})
+        self.model_parameters = dict(plain_value(model_parameters) or {})
         self.random_seed = random_seed
         self.solution: Solution | None = None
         """What the last run found."""
@@ -90,9 +90,9 @@ class SafetyMerge(StreamingAlgorithm):
         if not modelpool.has_pretrained:
             raise ModelError(
                 f"safety_merge needs the model that the experts were trained from: add it to the pool's models as "
-                f"{_BASE!r}. The pool has: {modelpool.all_model_names}"
+                f"{BASE_NAME!r}. The pool has: {modelpool.all_model_names}"
             )
-        return _BASE
+        return BASE_NAME
 
     def check_pool(self, base: str | None, experts: Sequence[str]) -> None:
         combination = self.combination
@@ -105,7 +105,7 @@ class SafetyMerge(StreamingAlgorithm):
             require_free_weights(combination.method, where, given)
         combination.records()
         combination.spectral()
-        fixed = PoolFixedMerge(combination, dict.fromkeys(experts, 1.0), base or _BASE, self.random_seed, [])
+        fixed = PoolFixedMerge(combination, dict.fromkeys(experts, 1.0), base or BASE_NAME, self.random_seed, [])
         fixed.check_pool(base, experts)
 
     def arrange(self, names: list[str]) -> list[str]:
@@ -153,7 +153,3 @@ def _opened_from_config(pool_config: dict[str, Any], config: dict[str, Any]) -> 
     names = [algorithm.base_name(pool), *algorithm.expert_names(pool)]
     algorithm.check_pool(names[0], names[1:])
     return algorithm.host([open_model(pool, name) for name in names], torch.device("cpu"))
-
-
-def _plain(value: Any) -> dict[str, Any]:
-    return OmegaConf.to_container(value, resolve=True) if isinstance(value, DictConfig) else dict(value or {})  # type: ignore[return-value]

@@ -11,12 +11,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from fusion_bench.modelpool.base_pool import BaseModelPool
-from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
 from fusion_bench_ext.algorithms.streaming import StreamingAlgorithm
 from fusion_bench_ext.errors import shown_by_hydra
+from fusion_bench_ext.hydra_values import plain_value
 from fusion_bench_ext.models import TensorFacts
+from fusion_bench_ext.pools import BASE_NAME
 from mergekit_3h.diagnostics.record import watcher
 from mergekit_3h.errors import ModelError, OptionError
 from mergekit_3h.kernels.workers import blas_threads
@@ -26,8 +27,6 @@ from mergekit_3h.spectral.method import ExpertOptions, SpectralMethod
 from mergekit_3h.spectral.rounding_log import RoundingLog
 from mergekit_3h.spectral.tensors import matrix_bytes, merge_tensor
 from mergekit_3h.suggestions import did_you_mean
-
-_BASE = "_pretrained_"
 
 
 class SpectralAlgorithm(StreamingAlgorithm):
@@ -63,7 +62,7 @@ class SpectralAlgorithm(StreamingAlgorithm):
                     self.method.name, name, [*registry.option_names(self.method.name), "memory_gb", "model_save_path"]
                 )
             parsed = registry.parse_options(self.method.name, options)
-            self.weight = _plain(weight)
+            self.weight = plain_value(weight)
             _require_weights(self.weight)
             _require_memory(memory_gb)
         self.memory_gb = memory_gb
@@ -82,9 +81,9 @@ class SpectralAlgorithm(StreamingAlgorithm):
         if not modelpool.has_pretrained:
             raise ModelError(
                 f"{self.method.name} needs the model that the experts were trained from: add it to the pool's models "
-                f"as {_BASE!r}. The pool has: {modelpool.all_model_names}"
+                f"as {BASE_NAME!r}. The pool has: {modelpool.all_model_names}"
             )
-        return _BASE
+        return BASE_NAME
 
     def check_pool(self, base: str | None, experts: Sequence[str]) -> None:
         _require_memory(self.memory_gb)
@@ -144,10 +143,6 @@ def _require_memory(memory_gb: Any) -> None:
 
 def _number(value: Any) -> float:
     return checked(ExpertOptions, "weight", value)
-
-
-def _plain(value: Any) -> Any:
-    return OmegaConf.to_container(value, resolve=True) if isinstance(value, DictConfig | ListConfig) else value
 
 
 def class_name(method: str) -> str:

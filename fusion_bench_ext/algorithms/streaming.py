@@ -27,7 +27,7 @@ from mergekit_3h.errors import ModelError, TensorError
 from mergekit_3h.kernels.memory import return_large_blocks_when_freed
 from mergekit_3h.kernels.workers import Job, run_jobs
 
-LOG = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 _COUNTERS = ("num_batches_tracked",)
 """Batch norm's count of training steps: it differs between any two trainings and means nothing after them."""
@@ -102,7 +102,7 @@ class StreamingAlgorithm(BaseAlgorithm, LightningFabricMixin):
     def _merge_all(self, base: OpenModel | None, experts: list[OpenModel]) -> nn.Module:
         reference = base or experts[0]
         names = self.arrange(names_to_merge(reference, experts if base else experts[1:]))
-        LOG.info("merging %d tensors of %d models by %s", len(names), len(experts), self.title)
+        log.info("merging %d tensors of %d models by %s", len(names), len(experts), self.title)
         tensors = self._merged_tensors(names, reference, base, experts)
         covered = {alias for name in names for alias in (name, *reference.ties.get(name, ()))}
         kept = {name: reference.load(name).cpu().clone() for name in reference.facts if name not in covered}

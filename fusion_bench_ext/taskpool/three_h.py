@@ -25,7 +25,7 @@ from mergekit_3h.evaluation.result import EvaluationResult
 from mergekit_3h.evaluation.subject import Subject, subject_in_memory
 from mergekit_3h.evaluation.suite import read_suite
 
-LOG = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 _OPTIONS = (
     *("suite", "files", "judges", "name", "output", "tokenizer", "batch_size", "dtype", "chat_template"),
@@ -89,7 +89,7 @@ class ThreeHTaskPool(BaseTaskPool, LightningFabricMixin):
             subject = self._subject(label, model)
             result = evaluator.evaluate(subject, folder / f"{label}.json", folder / f"{label}.journal")
             for metric, share in result.beyond_limit().items():
-                LOG.warning("%s: %.0f %% of the items have no score", metric, 100 * share)
+                log.warning("%s: %.0f %% of the items have no score", metric, 100 * share)
             return _report(result, folder / f"{label}.json")
 
     def _label(self, name: str) -> str:

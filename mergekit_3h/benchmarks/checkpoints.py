@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mergekit_3h.benchmarks.problems import DTYPES, Problem, UpdateKind, make_inputs
+from mergekit_3h.benchmarks.problems import DTYPES, MatrixProblem, UpdateKind, make_inputs
 from mergekit_3h.errors import OptionError
 
 # hidden size, intermediate size (8/3 of it, as in Llama), vocabulary
@@ -107,7 +107,7 @@ def write_checkpoints(folder: Path, size: LlamaSize, experts: int, dtype: str, u
             tensors = [torch.ones(shape, dtype=DTYPES[dtype])] * (experts + 1)
         else:
             rows, columns = shape
-            inputs = make_inputs(Problem(rows, columns, experts, dtype, update, seed), torch.device("cpu"))
+            inputs = make_inputs(MatrixProblem(rows, columns, experts, dtype, update, seed), torch.device("cpu"))
             tensors = [inputs.base, *inputs.experts]
         for model, tensor in zip(models, tensors, strict=True):
             model[name] = tensor

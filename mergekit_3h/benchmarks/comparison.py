@@ -10,9 +10,9 @@ from mergekit_3h.benchmarks.budget import Costs, first_share
 from mergekit_3h.benchmarks.families import MatrixShape
 from mergekit_3h.benchmarks.machine import this_machine
 from mergekit_3h.benchmarks.measurement import measure
-from mergekit_3h.benchmarks.plans import Plan
+from mergekit_3h.benchmarks.plans import ComparisonPlan
 from mergekit_3h.benchmarks.processes import Contestant, start_template
-from mergekit_3h.benchmarks.results import Comparison, LeftOut, Measurement
+from mergekit_3h.benchmarks.results import Comparison, LeftOut, StreamResult
 from mergekit_3h.benchmarks.totals import model_total
 from mergekit_3h.errors import OptionError
 
@@ -21,13 +21,13 @@ CALIBRATION = MatrixShape(256, 256)
 Stream = Sequence[MatrixShape]
 
 
-def compare(plan: Plan, say: Callable[[str], None] = lambda _: None) -> Comparison:
+def compare(plan: ComparisonPlan, say: Callable[[str], None] = lambda _: None) -> Comparison:
     """Measure what the budget allows; ``say`` gets a line before each measurement."""
     start_template(plan.contenders, plan.device)
     costs = calibrate(plan)
     deadline = monotonic() + plan.budget
     streams = sorted(plan.streams(), key=lambda stream: costs.round(plan.contenders, stream))
-    done: list[Measurement] = []
+    done: list[StreamResult] = []
     for i, stream in enumerate(streams):
         allowed = _allowance(plan, costs, streams[i:], deadline - monotonic())
         if allowed is None:
@@ -50,7 +50,7 @@ def compare(plan: Plan, say: Callable[[str], None] = lambda _: None) -> Comparis
     return Comparison(this_machine(plan.device), plan.as_dict(), measured, left_out, total)
 
 
-def calibrate(plan: Plan) -> Costs:
+def calibrate(plan: ComparisonPlan) -> Costs:
     """Every contender on a small matrix; measured shapes refine it as they grow."""
     costs = Costs(plan.experts, plan.fewest_rounds)
     for contender in plan.contenders:
@@ -62,7 +62,7 @@ def calibrate(plan: Plan) -> Costs:
     return costs
 
 
-def _allowance(plan: Plan, costs: Costs, streams: Sequence[Stream], left: float) -> tuple[float, bool] | None:
+def _allowance(plan: ComparisonPlan, costs: Costs, streams: Sequence[Stream], left: float) -> tuple[float, bool] | None:
     """Seconds for the first of these streams, and whether the oracle fits too; ``None`` where not even it fits."""
     for with_oracle in (True, False) if plan.fewest_rounds else (False,):
         needs = [costs.fewest(plan.contenders, stream, with_oracle=with_oracle) for stream in streams]
@@ -72,12 +72,12 @@ def _allowance(plan: Plan, costs: Costs, streams: Sequence[Stream], left: float)
     return None
 
 
-def _left_out(plan: Plan, costs: Costs, shape: MatrixShape) -> LeftOut:
+def _left_out(plan: ComparisonPlan, costs: Costs, shape: MatrixShape) -> LeftOut:
     needed = costs.fewest(plan.contenders, [replace(shape, count=1)], with_oracle=False)
     return LeftOut(shape, needed, {contender: costs.one(contender, shape) for contender in plan.contenders})
 
 
-def _too_small(plan: Plan, costs: Costs, stream: Stream) -> OptionError:
+def _too_small(plan: ComparisonPlan, costs: Costs, stream: Stream) -> OptionError:
     needed = costs.fewest(plan.contenders, stream, with_oracle=False)
     return OptionError(
         f"--budget: {plan.budget:.3g} s are not enough for {_named(stream)}: about {needed:.3g} s here. Give it more, "

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 from mergekit_3h.errors import OptionError
+from mergekit_3h.suggestions import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,8 @@ FAMILIES = {
 
 def family_named(name: str) -> Family:
     if name not in FAMILIES:
-        close = get_close_matches(name.lower(), FAMILIES, n=1, cutoff=0.4)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise OptionError(
-            f"--model: there is no family {name!r}; {hint}There are: {', '.join(FAMILIES)}; --shape takes any matrix"
-        )
+        hint = did_you_mean(name.lower(), FAMILIES, cutoff=0.4)
+        raise OptionError(f"--model: there is no family {name!r}; {hint} --shape takes any matrix")
     return FAMILIES[name]
 
 

@@ -14,7 +14,7 @@ from mergekit_3h.benchmarks.budget import FEWEST_ROUNDS, MOST_ROUNDS, operations
 from mergekit_3h.benchmarks.contenders import OURS
 from mergekit_3h.benchmarks.families import MatrixShape
 from mergekit_3h.benchmarks.machine import Machine, this_machine
-from mergekit_3h.benchmarks.plans import Plan
+from mergekit_3h.benchmarks.plans import ComparisonPlan
 from mergekit_3h.benchmarks.processes import Contestant, start_template
 from mergekit_3h.benchmarks.products import product_flops
 from mergekit_3h.benchmarks.tables import Table, machine_lines, seconds_text
@@ -62,7 +62,7 @@ class GrowthTable:
         return asdict(self)
 
 
-def measure_growth(plan: Plan, say: Callable[[str], None]) -> GrowthTable:
+def measure_growth(plan: ComparisonPlan, say: Callable[[str], None]) -> GrowthTable:
     """The cases from cheap to expensive as far as the budget reaches."""
     start_template([OURS], plan.device)
     end = monotonic() + plan.budget
@@ -88,7 +88,7 @@ def _operations(case: tuple[int, int, int]) -> float:
     return operations(OURS, MatrixShape(rows, columns), experts)
 
 
-def _measured(plan: Plan, shape: MatrixShape, seconds: float) -> Growth:
+def _measured(plan: ComparisonPlan, shape: MatrixShape, seconds: float) -> Growth:
     end = monotonic() + seconds
     with (
         tempfile.TemporaryDirectory(prefix="mergekit-3h-bench-") as folder,

@@ -16,14 +16,14 @@ from time import monotonic
 from mergekit_3h.benchmarks.budget import MOST_ROUNDS
 from mergekit_3h.benchmarks.contenders import OURS
 from mergekit_3h.benchmarks.families import MatrixShape
-from mergekit_3h.benchmarks.plans import Plan
+from mergekit_3h.benchmarks.plans import ComparisonPlan
 from mergekit_3h.benchmarks.processes import Contestant
 from mergekit_3h.benchmarks.products import product_flops
-from mergekit_3h.benchmarks.results import ContenderResult, GemmBound, Measurement, Ratio, spread
+from mergekit_3h.benchmarks.results import ContenderResult, GemmBound, Ratio, StreamResult, spread
 from mergekit_3h.benchmarks.serving import Errors, FirstRun
 
 
-def measure(plan: Plan, stream: Sequence[MatrixShape], seconds: float, *, with_oracle: bool) -> Measurement:
+def measure(plan: ComparisonPlan, stream: Sequence[MatrixShape], seconds: float, *, with_oracle: bool) -> StreamResult:
     """Rounds for so many seconds, but at least the fewest that the plan allows; then the oracle."""
     end = monotonic() + seconds
     with tempfile.TemporaryDirectory(prefix="mergekit-3h-bench-") as folder:
@@ -39,7 +39,7 @@ def measure(plan: Plan, stream: Sequence[MatrixShape], seconds: float, *, with_o
     largest = max(plan.problem(shape).input_bytes for shape in stream)
     results = {c: _result(times[c], first[c], errors.get(c, []), largest) for c in plan.contenders}
     ours = results[OURS].seconds.median
-    return Measurement(
+    return StreamResult(
         shapes=list(stream),
         is_stream=plan.as_one_stream,
         contenders=results,
@@ -68,7 +68,7 @@ def _rounds(contestants: dict[str, Contestant], end: float, fewest: int) -> dict
     return times
 
 
-def _errors(plan: Plan, stream: Sequence[MatrixShape], first: dict[str, FirstRun]) -> dict[str, list[Errors]]:
+def _errors(plan: ComparisonPlan, stream: Sequence[MatrixShape], first: dict[str, FirstRun]) -> dict[str, list[Errors]]:
     """Every contender's result beside the float64 merge with its own ranks and factors."""
     found: dict[str, list[Errors]] = {}
     with Contestant(plan.job(OURS, stream)) as judge:

@@ -9,12 +9,12 @@ from typing import Any
 from mergekit_3h.benchmarks.budget import FEWEST_ROUNDS
 from mergekit_3h.benchmarks.contenders import OURS, Recipe
 from mergekit_3h.benchmarks.families import MatrixShape
-from mergekit_3h.benchmarks.problems import Problem, UpdateKind
-from mergekit_3h.benchmarks.serving import Job
+from mergekit_3h.benchmarks.problems import MatrixProblem, UpdateKind
+from mergekit_3h.benchmarks.serving import Assignment
 
 
 @dataclass(frozen=True)
-class Plan:
+class ComparisonPlan:
     """What to compare, on what, and for how long."""
 
     shapes: tuple[MatrixShape, ...]
@@ -41,12 +41,12 @@ class Plan:
             return [self.shapes]
         return [(replace(shape, count=1),) for shape in self.shapes]
 
-    def problem(self, shape: MatrixShape) -> Problem:
-        return Problem(shape.rows, shape.columns, self.experts, self.dtype, self.update, self.seed)
+    def problem(self, shape: MatrixShape) -> MatrixProblem:
+        return MatrixProblem(shape.rows, shape.columns, self.experts, self.dtype, self.update, self.seed)
 
-    def job(self, contender: str, stream: Sequence[MatrixShape]) -> Job:
+    def job(self, contender: str, stream: Sequence[MatrixShape]) -> Assignment:
         matrices = tuple((self.problem(shape), shape.count) for shape in stream)
-        return Job(contender, matrices, self.recipe, self.device, self.threads)
+        return Assignment(contender, matrices, self.recipe, self.device, self.threads)
 
     def as_dict(self) -> dict[str, Any]:
         return {

@@ -34,7 +34,7 @@ SHARED_PART = 0.3
 
 
 @dataclass(frozen=True)
-class Problem:
+class MatrixProblem:
     """What determines a synthetic matrix and its experts to the last bit, on one device."""
 
     rows: int
@@ -61,14 +61,14 @@ class Inputs:
         return [expert.to(dtype) - base for expert in self.experts]
 
 
-def make_inputs(problem: Problem, device: torch.device) -> Inputs:
+def make_inputs(problem: MatrixProblem, device: torch.device) -> Inputs:
     """Base and experts as checkpoints hold them: every expert is rounded to the dtype after its update was added."""
     dtype = DTYPES[problem.dtype]
     base = (_normal(problem, device, (problem.rows, problem.columns), "base").mul_(WEIGHT_RMS)).to(dtype)
     return Inputs(base, [update.add_(base).to(dtype) for update in unrounded_updates(problem, device)])
 
 
-def unrounded_updates(problem: Problem, device: torch.device) -> Iterator[Tensor]:
+def unrounded_updates(problem: MatrixProblem, device: torch.device) -> Iterator[Tensor]:
     """What training did, before the expert was rounded to its dtype; float32."""
     shared = _product(problem, device, "shared") if problem.update == "decaying" else None
     for i in range(problem.experts):
@@ -78,13 +78,13 @@ def unrounded_updates(problem: Problem, device: torch.device) -> Iterator[Tensor
         yield update
 
 
-def _own_update(problem: Problem, device: torch.device, i: int) -> Tensor:
+def _own_update(problem: MatrixProblem, device: torch.device, i: int) -> Tensor:
     if problem.update == "flat":
         return _normal(problem, device, (problem.rows, problem.columns), f"expert {i}").mul_(UPDATE_RMS)
     return _product(problem, device, f"expert {i}")
 
 
-def _product(problem: Problem, device: torch.device, part: str) -> Tensor:
+def _product(problem: MatrixProblem, device: torch.device, part: str) -> Tensor:
     """A random matrix of root mean square ``UPDATE_RMS``, by two factors whose inner size bounds its rank."""
     full = min(problem.rows, problem.columns)
     rank = min(LORA_RANK, full) if problem.update == "lora" else full
@@ -96,7 +96,7 @@ def _product(problem: Problem, device: torch.device, part: str) -> Tensor:
     return product.mul_(UPDATE_RMS * math.sqrt(product.numel()) / float(torch.linalg.vector_norm(product)))
 
 
-def _normal(problem: Problem, device: torch.device, size: tuple[int, int], part: str) -> Tensor:
+def _normal(problem: MatrixProblem, device: torch.device, size: tuple[int, int], part: str) -> Tensor:
     """Standard normal numbers that depend on the seed, the part and the place in it."""
     seed = problem.seed
     for letter in part:

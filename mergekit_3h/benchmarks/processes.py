@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from mergekit_3h.benchmarks.contenders import FUSION_BENCH, FUSION_BENCH_MODULE, Facts
-from mergekit_3h.benchmarks.serving import Errors, FirstRun, Job, Served
+from mergekit_3h.benchmarks.serving import Assignment, Errors, FirstRun, Served
 from mergekit_3h.errors import ThreeHError
 
 
@@ -29,7 +29,7 @@ class ContenderError(ThreeHError):
 class Contestant:
     """The parent's end of a contender's process."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Assignment) -> None:
         self.job = job
         self._connection, theirs = multiprocessing.Pipe()
         self._process = _context(job.device).Process(target=_serve, args=(theirs, job), daemon=True)  # type: ignore[attr-defined]
@@ -111,7 +111,7 @@ def _context(device: str) -> BaseContext:
     return multiprocessing.get_context("forkserver" if _has_template(device) else "spawn")
 
 
-def _serve(connection: Connection, job: Job) -> None:
+def _serve(connection: Connection, job: Assignment) -> None:
     torch.set_num_threads(job.threads)
     try:
         served = Served(job)

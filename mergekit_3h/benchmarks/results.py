@@ -58,7 +58,7 @@ class GemmBound:
 
 
 @dataclass(frozen=True)
-class Measurement:
+class StreamResult:
     """One matrix of a shape, or one pass over a stream: all the matrices of all its shapes."""
 
     shapes: list[MatrixShape]
@@ -102,7 +102,7 @@ class ModelTotal:
 class Comparison:
     machine: Machine
     settings: dict[str, Any]
-    measurements: list[Measurement]
+    measurements: list[StreamResult]
     left_out: list[LeftOut]
     total: ModelTotal | None
 

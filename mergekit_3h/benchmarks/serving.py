@@ -13,10 +13,9 @@ from torch import Tensor
 
 from mergekit_3h.benchmarks.contenders import OURS, Facts, Recipe, Run, prepare
 from mergekit_3h.benchmarks.memory import PeakMemory
-from mergekit_3h.benchmarks.problems import DTYPES, LORA_RANK, Problem, make_inputs, unrounded_updates
+from mergekit_3h.benchmarks.problems import DTYPES, LORA_RANK, MatrixProblem, make_inputs, unrounded_updates
 from mergekit_3h.kernels.dense import eigh_in_place
-from mergekit_3h.kernels.workers import Job as Matrix
-from mergekit_3h.kernels.workers import run_jobs
+from mergekit_3h.kernels.workers import Job, run_jobs
 from mergekit_3h.spectral.literal import relative_error
 from mergekit_3h.spectral.tensors import matrix_bytes
 
@@ -29,11 +28,11 @@ WARM_UP_SIDE = 384
 
 
 @dataclass(frozen=True)
-class Job:
+class Assignment:
     """A stream of matrices, each with its count, for one contender. The matrices of one shape are the same."""
 
     contender: str
-    stream: tuple[tuple[Problem, int], ...]
+    stream: tuple[tuple[MatrixProblem, int], ...]
     recipe: Recipe
     device: str = "cpu"
     threads: int = 1
@@ -69,7 +68,7 @@ def _itself(run: Run) -> Run:
 class Served:
     """A job with its inputs in memory; every public method answers a question of ``processes.Contestant``."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Assignment) -> None:
         self.job = job
         self.device = torch.device(job.device)
         self._runs: list[Run] | None = None
@@ -81,10 +80,10 @@ class Served:
             self._runs = [self._prepared(problem) for problem in problems]
             first = problems[0]
             # What BLAS allocates once for the life of the process, about 6 MB a thread, is not this matrix's memory.
-            self._prepared(Problem(WARM_UP_SIDE, WARM_UP_SIDE, first.experts, first.dtype, "flat"))()
+            self._prepared(MatrixProblem(WARM_UP_SIDE, WARM_UP_SIDE, first.experts, first.dtype, "flat"))()
         return self._runs
 
-    def _prepared(self, problem: Problem) -> Run:
+    def _prepared(self, problem: MatrixProblem) -> Run:
         return prepare(self.job.contender, make_inputs(problem, self.device), self.job.recipe)
 
     def first_run(self, folder: Path) -> FirstRun:
@@ -116,18 +115,18 @@ class Served:
     def _merges_side_by_side(self) -> bool:
         return self.job.contender == OURS and sum(count for _, count in self.job.stream) > 1
 
-    def _jobs(self, most_of_a_kind: int | None = None) -> list[Matrix]:
+    def _jobs(self, most_of_a_kind: int | None = None) -> list[Job]:
         """Every matrix of the stream, or the first few of each shape."""
         method = self.job.recipe.spectral()
-        matrices: list[Matrix] = []
+        matrices: list[Job] = []
         for run, (problem, count) in zip(self.runs, self.job.stream, strict=True):
             shape = (problem.rows, problem.columns)
             need = matrix_bytes(shape, DTYPES[problem.dtype], problem.experts, method) + problem.input_bytes
             copies = count if most_of_a_kind is None else min(count, most_of_a_kind)
-            matrices += [Matrix(need, partial(_itself, run))] * copies
+            matrices += [Job(need, partial(_itself, run))] * copies
         return matrices
 
-    def _merge(self, matrices: list[Matrix]) -> None:
+    def _merge(self, matrices: list[Job]) -> None:
         """Our kernel as the FusionBench algorithms run it, side by side; the others one matrix after the other."""
         if self._merges_side_by_side:
             run_jobs(self.device, matrices)
@@ -172,7 +171,7 @@ class Served:
             None if oracle is None else relative_error(merged, oracle), self._unrounded_error(problem, merged, facts)
         )
 
-    def _unrounded_error(self, problem: Problem, merged: Tensor, facts: Facts) -> float | None:
+    def _unrounded_error(self, problem: MatrixProblem, merged: Tensor, facts: Facts) -> float | None:
         if problem.update != "lora":
             return None
         updates = [update.to(torch.float64) for update in unrounded_updates(problem, self.device)]

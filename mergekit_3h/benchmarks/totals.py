@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mergekit_3h.benchmarks.contenders import OURS
-from mergekit_3h.benchmarks.results import LeftOut, Measurement, ModelTotal
+from mergekit_3h.benchmarks.results import LeftOut, ModelTotal, StreamResult
 
 
 def model_total(
-    measurements: Sequence[Measurement],
+    measurements: Sequence[StreamResult],
     left_out: Sequence[LeftOut],
     contenders: Sequence[str],
 ) -> ModelTotal:

@@ -37,7 +37,7 @@ def empty_module(folder: Path) -> nn.Module | None:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class ParameterRecipe:
     """How transformers makes one parameter, or the several that one conversion yields."""
 
     first: str
@@ -87,17 +87,17 @@ class LoadedNames:
     def shape(self, parameter: str) -> tuple[int, ...]:
         return self._state[parameter]
 
-    def recipes(self, stored: Iterable[str]) -> dict[str, Recipe]:
+    def recipes(self, stored: Iterable[str]) -> dict[str, ParameterRecipe]:
         """How each parameter is made that these tensors of a checkpoint yield."""
         from transformers.core_model_loading import dot_natural_key
 
-        by_first: dict[str, Recipe] = {}
-        made: dict[str, Recipe] = {}
+        by_first: dict[str, ParameterRecipe] = {}
+        made: dict[str, ParameterRecipe] = {}
         for name in sorted(stored, key=dot_natural_key):
             first, pattern = self._placed(name)
             if first not in self._state:
                 continue
-            recipe = by_first.setdefault(first, Recipe(first, self._of_pattern.get(pattern or "")))
+            recipe = by_first.setdefault(first, ParameterRecipe(first, self._of_pattern.get(pattern or "")))
             recipe.stored.append((name, pattern or name))
             made.update(dict.fromkeys(self._all_targets(first, pattern), recipe))
         return made

@@ -61,9 +61,9 @@ def command(json_file: Path | None, markdown: bool, device: str, threads: int | 
     left out and estimated, and the report says so. docs/performance.md explains the columns.
     """
     from mergekit_3h.benchmarks.contenders import Recipe
-    from mergekit_3h.inspection.devices import usable_device
+    from mergekit_3h.inspection.devices import device_problem
 
-    problem = usable_device(device)
+    problem = device_problem(device)
     if problem:
         raise click.BadParameter(problem, param_hint="--device")
     if json_file is not None and not json_file.resolve().parent.is_dir():
@@ -91,12 +91,12 @@ def _kernels(
     from mergekit_3h.benchmarks.budget import FEWEST_ROUNDS, parse_budget
     from mergekit_3h.benchmarks.comparison import compare
     from mergekit_3h.benchmarks.contenders import chosen_peers
-    from mergekit_3h.benchmarks.plans import Plan
+    from mergekit_3h.benchmarks.plans import ComparisonPlan
     from mergekit_3h.benchmarks.tables import comparison_lines
 
     if parameters is not None:
         raise click.UsageError("--parameters goes with --end-to-end")
-    plan = Plan(
+    plan = ComparisonPlan(
         shapes=tuple(_shapes(given.pop("model"), shapes)),
         peers=tuple(chosen_peers(peer)),
         dtype=given.pop("dtype") or "float32",
@@ -112,7 +112,7 @@ def _kernels(
 def _growth(*, markdown: bool, **given: Any) -> tuple[dict[str, Any], list[str]]:
     from mergekit_3h.benchmarks.budget import parse_budget
     from mergekit_3h.benchmarks.growth import growth_lines, measure_growth
-    from mergekit_3h.benchmarks.plans import Plan
+    from mergekit_3h.benchmarks.plans import ComparisonPlan
 
     foreign = ("model", "shapes", "all_matrices", "memory_only", "parameters")
     if any(given.pop(name) for name in foreign) or given.pop("peer") != "auto":
@@ -124,7 +124,7 @@ def _growth(*, markdown: bool, **given: Any) -> tuple[dict[str, Any], list[str]]
     if recipe.method != "tsvm" or recipe.options or given["update"] == "lora":
         raise click.UsageError("--growth counts the products of tsvm on full ranks; leave out --method, --set and lora")
     dtype, budget = given.pop("dtype") or "float32", parse_budget(given.pop("budget"))
-    plan = Plan(shapes=(), peers=(), dtype=dtype, budget=budget, as_one_stream=True, **given)
+    plan = ComparisonPlan(shapes=(), peers=(), dtype=dtype, budget=budget, as_one_stream=True, **given)
     table = measure_growth(plan, _say)
     return table.as_dict(), growth_lines(table, markdown=markdown)
 

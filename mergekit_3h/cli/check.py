@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from mergekit_3h.lint import Finding, Report
+    from mergekit_3h.lint import Finding, LintReport
     from mergekit_3h.lint.estimate import Estimate
     from mergekit_3h.safety.estimate import SearchEstimate
 
@@ -30,13 +30,13 @@ def command(config: Path, deep: bool, strict: bool, as_json: bool, estimate: boo
     a wrong command line.
     """
     try:
-        from mergekit_3h.inspection.devices import usable_device
+        from mergekit_3h.inspection.devices import device_problem
         from mergekit_3h.lint import examine
         from mergekit_3h.methods.search_estimate import estimated_searches
     except ImportError as error:
         raise click.ClickException(f"mergekit does not start: {error}; `mergekit-3h doctor` says what to do") from error
 
-    problem = usable_device(device) if estimate else None
+    problem = device_problem(device) if estimate else None
     if problem:
         raise click.BadParameter(problem, param_hint="--device")
     report = examine(config, deep=deep, estimate=estimate, device=device)
@@ -51,7 +51,7 @@ def command(config: Path, deep: bool, strict: bool, as_json: bool, estimate: boo
     raise SystemExit(1 if report.of("error") or (strict and report.of("warning")) else 0)
 
 
-def _show(config: Path, report: Report, deep: bool) -> None:
+def _show(config: Path, report: LintReport, deep: bool) -> None:
     for severity, colour in _COLOURS.items():
         for finding in report.of(severity):  # type: ignore[arg-type]
             label = click.style(f"{severity:7}", fg=colour, bold=True)

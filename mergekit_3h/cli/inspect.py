@@ -93,9 +93,9 @@ def _subject(config: Path | None, base: str | None, experts: Sequence[str]) -> S
 
 
 def _require_device(device: str) -> None:
-    from mergekit_3h.inspection.devices import usable_device
+    from mergekit_3h.inspection.devices import device_problem
 
-    problem = usable_device(device)
+    problem = device_problem(device)
     if problem:
         raise click.BadParameter(problem, param_hint="--device")
 

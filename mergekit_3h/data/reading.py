@@ -16,7 +16,7 @@ from typing import BinaryIO, Generic, TypeVar, cast
 from pydantic import BaseModel, ValidationError
 from typing_extensions import Buffer
 
-from mergekit_3h.data.records import DataError, Problem, Record, problems_of
+from mergekit_3h.data.records import DataError, LineProblem, Record, problems_of
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 class InvalidLinesError(DataError):
     """Lines of a file are not valid records. ``problems`` holds the first 200, ``bad_lines`` counts all."""
 
-    def __init__(self, path: Path, problems: list[Problem], bad_lines: int, lines: int) -> None:
+    def __init__(self, path: Path, problems: list[LineProblem], bad_lines: int, lines: int) -> None:
         self.path, self.problems, self.bad_lines = path, problems, bad_lines
         listed = "\n".join(f"  {fault}" for fault in faults(problems))
         more = "\n  ... and more" if bad_lines > len({problem.line for problem in problems}) else ""
@@ -42,7 +42,7 @@ class InvalidLinesError(DataError):
         )
 
 
-def faults(problems: Iterable[Problem]) -> list[str]:
+def faults(problems: Iterable[LineProblem]) -> list[str]:
     """Problems as text, one and the same fault of several lines only once, with their numbers."""
     lines: dict[tuple[str, str], list[int]] = {}
     for problem in problems:
@@ -80,7 +80,7 @@ class Reader(Generic[Model]):
             raise DataError(f"{self.path}: {kind}; expected a JSONL file, plain or .gz")
 
     def _reset(self) -> None:
-        self.problems: list[Problem] = []
+        self.problems: list[LineProblem] = []
         self.skipped = 0
         self.lines = 0
 

@@ -133,7 +133,7 @@ def derived_id(*parts: object) -> str:
 
 
 @dataclass(frozen=True)
-class Problem:
+class LineProblem:
     """What is wrong with one field of one line."""
 
     line: int
@@ -144,25 +144,25 @@ class Problem:
         return f"line {self.line}, field {self.field!r}: {self.message}"
 
 
-def problems_of(error: ValidationError, line: int, known_fields: Iterable[str] = ()) -> list[Problem]:
+def problems_of(error: ValidationError, line: int, known_fields: Iterable[str] = ()) -> list[LineProblem]:
     """One problem for each field that pydantic rejected in a line."""
     return [_problem(details, line, list(known_fields)) for details in error.errors(include_url=False)]
 
 
-def _problem(details: ErrorDetails, line: int, known_fields: list[str]) -> Problem:
+def _problem(details: ErrorDetails, line: int, known_fields: list[str]) -> LineProblem:
     field, message, kind = _field_path(details["loc"]), details["msg"], details["type"]
     if kind == "json_invalid":
-        return Problem(line, "(whole line)", f"not JSON: {message.removeprefix('Invalid JSON: ')}")
+        return LineProblem(line, "(whole line)", f"not JSON: {message.removeprefix('Invalid JSON: ')}")
     if kind == "prompt_or_messages":
-        return Problem(line, "prompt/messages", message)
+        return LineProblem(line, "prompt/messages", message)
     if kind == "missing":
-        return Problem(line, field, "required, but the line has none")
+        return LineProblem(line, field, "required, but the line has none")
     if kind == "extra_forbidden":
         hint = did_you_mean(field, known_fields, otherwise="")
-        return Problem(line, field, f"no such field{'; ' if hint else ''}{hint}")
+        return LineProblem(line, field, f"no such field{'; ' if hint else ''}{hint}")
     got = repr(details["input"])
     shown = got if len(got) <= _LONGEST_QUOTE else got[:_LONGEST_QUOTE] + "..."
-    return Problem(line, field or "(whole line)", f"got {shown}; {message[0].lower()}{message[1:]}")
+    return LineProblem(line, field or "(whole line)", f"got {shown}; {message[0].lower()}{message[1:]}")
 
 
 def _field_path(location: tuple[int | str, ...]) -> str:

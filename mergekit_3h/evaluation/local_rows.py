@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import Field
 
 from mergekit_3h.data.importers.tables import require_readable, rows_of
-from mergekit_3h.data.records import DataError, Problem, derived_id
+from mergekit_3h.data.records import DataError, LineProblem, derived_id
 from mergekit_3h.data.sections import Section
 from mergekit_3h.evaluation.items import unique_ids
 from mergekit_3h.suggestions import did_you_mean
@@ -57,7 +57,7 @@ class RowSettings(Section):
         """The chosen rows. ``identity``: the columns that make a row this row and no other."""
         found: list[tuple[int, dict[str, Any]]] = []
         for number, row in rows_of(path):
-            if isinstance(row, Problem):
+            if isinstance(row, LineProblem):
                 raise DataError(f"{path}: {row}")
             if number and not found:
                 self._require_columns(path, row, identity)

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 
 from mergekit_3h.data.importers.tables import rows_of
-from mergekit_3h.data.records import DataError, Problem
+from mergekit_3h.data.records import DataError, LineProblem
 from mergekit_3h.evaluation.result import ScoreWithInterval
 from mergekit_3h.evaluation.side_by_side import AVERAGE, ComparedModel, ScoreColumn, SideBySide
 from mergekit_3h.evaluation.suite import read_suite
@@ -28,7 +28,7 @@ def published_tables(path: Path) -> list[SideBySide]:
     dimensions = {dimension: list(metrics) for dimension, metrics in read_suite("3h-paper").suite.dimensions.items()}
     tables: dict[tuple[str, ...], SideBySide] = {}
     for number, row in rows_of(path):
-        if isinstance(row, Problem):
+        if isinstance(row, LineProblem):
             raise DataError(f"{path}: {row}")
         _require_columns(path, row, dimensions)
         group = tuple(str(row[name]) for name in _GROUPS if row.get(name))

@@ -20,7 +20,7 @@ class Device:
     float64: str
 
 
-def usable_device(name: str) -> str | None:
+def device_problem(name: str) -> str | None:
     """Why torch cannot compute on this device; None if it can."""
     import torch
 

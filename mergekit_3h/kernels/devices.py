@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import torch
 
-LOG = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 FULL_RATE_CAPABILITIES = {(6, 0), (7, 0), (8, 0), (9, 0), (10, 0)}
 """P100, V100, A100, H100 and H200, B200: float64 at half the float32 rate. All others have a 32nd or a 64th."""
@@ -21,9 +21,9 @@ def computing_device(device: torch.device) -> torch.device:
     cost three digits.
     """
     if device.type in ("mps", "xla"):
-        LOG.warning("%s has no float64, which the merge needs for its accuracy: merging on the CPU", device)
+        log.warning("%s has no float64, which the merge needs for its accuracy: merging on the CPU", device)
         return torch.device("cpu")
     if device.type == "cuda" and torch.cuda.get_device_capability(device) not in FULL_RATE_CAPABILITIES:
         name = torch.cuda.get_device_name(device)
-        LOG.warning("%s computes float64 at a 32nd of its float32 rate or less: the merge is exact but slower", name)
+        log.warning("%s computes float64 at a 32nd of its float32 rate or less: the merge is exact but slower", name)
     return device

@@ -19,11 +19,11 @@ from mergekit_3h.lint.parameters import (
 )
 
 if TYPE_CHECKING:
-    from mergekit_3h.lint.report import Report, examine, lint
+    from mergekit_3h.lint.report import LintReport, examine, lint
 
 __all__ = [
     "Finding",
-    "Report",
+    "LintReport",
     "examine",
     "lint",
     "misplaced_parameters",
@@ -35,7 +35,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in ("Report", "examine", "lint"):
+    if name not in ("LintReport", "examine", "lint"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from mergekit_3h.lint import report
 

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from mergekit_3h.checkpoints.headers import StoredTensor
-from mergekit_3h.checkpoints.loading import LoadedNames, Recipe, empty_module, layer_number, tied_names
+from mergekit_3h.checkpoints.loading import LoadedNames, ParameterRecipe, empty_module, layer_number, tied_names
 from mergekit_3h.checkpoints.locations import layer_count
 from mergekit_3h.checkpoints.sources import RECOMPUTED
 from mergekit_3h.lint.findings import Finding, Rule, shortened
@@ -103,7 +103,7 @@ class _Coverage:
         return made is None or tuple(made.shape) != self.names.shape(given.name)
 
     @cached_property
-    def _recipes(self) -> dict[str, Recipe]:
+    def _recipes(self) -> dict[str, ParameterRecipe]:
         return self.names.recipes(self.stored) if self.names is not None else {}
 
     @cached_property

@@ -10,7 +10,7 @@ from typing import Any
 from mergekit_3h.checkpoints.headers import Checkpoint, fingerprint, read_checkpoint
 from mergekit_3h.checkpoints.locations import Location, config_problem, hub_is_offline, locate, read_json
 from mergekit_3h.lint.findings import Finding
-from mergekit_3h.lint.places import Group, parameter_groups
+from mergekit_3h.lint.places import InputGroup, parameter_groups
 
 
 @dataclass
@@ -55,7 +55,7 @@ def named_models(config: Any, made_here: frozenset[str] = frozenset(), cache: st
     return sorted(found.values(), key=lambda model: not model.is_base)
 
 
-def _names(group: Group) -> Iterator[tuple[str, str, bool]]:
+def _names(group: InputGroup) -> Iterator[tuple[str, str, bool]]:
     if group.base is not None:
         yield group.base, "base_model", True
     for place in group.inputs:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from mergekit_3h.errors import ThreeHError
 from mergekit_3h.lint.findings import Finding
-from mergekit_3h.lint.places import Group, Place, parameter_groups, parameter_places
+from mergekit_3h.lint.places import InputGroup, Place, parameter_groups, parameter_places
 from mergekit_3h.lint.ranges import meaningless
 from mergekit_3h.suggestions import did_you_mean
 
@@ -192,7 +192,7 @@ def missing_parameters(config: Config, spec: MergeMethodSpec) -> list[Finding]:
     ]
 
 
-def _missing_in(group: Group, parameter: ParameterSpec, method: str) -> Iterator[Finding]:
+def _missing_in(group: InputGroup, parameter: ParameterSpec, method: str) -> Iterator[Finding]:
     name = parameter.name
     if any(_sets_something(place, name) for place in group.enclosing):
         return

@@ -21,7 +21,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Group:
+class InputGroup:
     """Inputs merged with each other, with the blocks that apply to all of them, the closest first."""
 
     where: str
@@ -30,7 +30,7 @@ class Group:
     base: str | None
 
 
-def parameter_groups(config: Any) -> list[Group]:
+def parameter_groups(config: Any) -> list[InputGroup]:
     """Groups of a ``MergeConfiguration`` (before or after planning) or a ``RawPyTorchMergeConfig``."""
     outer = (Place("parameters", "global", config.parameters or {}),)
     base = _text(config.base_model)
@@ -51,14 +51,14 @@ def parameter_places(config: Any) -> list[Place]:
     return list(seen.values())
 
 
-def _definition_groups(owner: Any, prefix: str, enclosing: tuple[Place, ...], base: str | None) -> Iterator[Group]:
+def _definition_groups(owner: Any, prefix: str, enclosing: tuple[Place, ...], base: str | None) -> Iterator[InputGroup]:
     if owner.models:
-        yield Group(f"{prefix}models", _inputs(owner.models, f"{prefix}models", base), enclosing, base)
+        yield InputGroup(f"{prefix}models", _inputs(owner.models, f"{prefix}models", base), enclosing, base)
     for index, part in enumerate(getattr(owner, "slices", None) or []):
         where = f"{prefix}slices[{index}]"
         slice_base = _text(part.base_model) or base
         own = (Place(f"{where}.parameters", "slice", part.parameters or {}), *enclosing)
-        yield Group(where, _inputs(part.sources, f"{where}.sources", slice_base), own, slice_base)
+        yield InputGroup(where, _inputs(part.sources, f"{where}.sources", slice_base), own, slice_base)
 
 
 def _inputs(definitions: Any, where: str, base: str | None) -> tuple[Place, ...]:

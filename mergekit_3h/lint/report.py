@@ -25,7 +25,7 @@ from mergekit_3h.lint.weights import weight_findings
 
 
 @dataclass
-class Report:
+class LintReport:
     """Findings, errors first, and one estimate for each merge of the file that could be planned."""
 
     findings: list[Finding] = field(default_factory=list)
@@ -42,11 +42,11 @@ class Report:
         }
 
 
-def examine(source: Path | str | Any, *, deep: bool = False, estimate: bool = True, device: str = "cpu") -> Report:
+def examine(source: Path | str | Any, *, deep: bool = False, estimate: bool = True, device: str = "cpu") -> LintReport:
     """Lint a config file, YAML text (a string with a line break) or a config object; see ``lint``."""
     documents, folder = _documents(source)
     made_here = frozenset(document.name for document in documents if document.name)
-    report = Report()
+    report = LintReport()
     for document in documents:
         findings, plan, models = _examine_document(document, made_here, folder, deep)
         report.findings += [document.located(finding) for finding in findings]

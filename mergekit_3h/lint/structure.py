@@ -9,7 +9,7 @@ from typing import Any
 
 from mergekit_3h.lint.findings import Finding
 from mergekit_3h.lint.host_plan import BasePolicy, MergeMethod, builtin_templates, methods_by_name
-from mergekit_3h.lint.places import Group, parameter_groups
+from mergekit_3h.lint.places import InputGroup, parameter_groups
 from mergekit_3h.registration import own_methods
 from mergekit_3h.suggestions import did_you_mean
 
@@ -67,7 +67,7 @@ def _dtype_findings(config: Any) -> Iterator[Finding]:
         yield Finding("error", "dtype", message, where=where, advice=advice)
 
 
-def _group_findings(group: Group, method: MergeMethod) -> Iterator[Finding]:
+def _group_findings(group: InputGroup, method: MergeMethod) -> Iterator[Finding]:
     models = [str(place.model) for place in group.inputs]
     twice = [model for model, times in Counter(models).items() if times > 1]
     for model in twice:
@@ -85,7 +85,7 @@ def _group_findings(group: Group, method: MergeMethod) -> Iterator[Finding]:
         yield from _contract_findings(group, method, models)
 
 
-def _contract_findings(group: Group, method: MergeMethod, models: list[str]) -> Iterator[Finding]:
+def _contract_findings(group: InputGroup, method: MergeMethod, models: list[str]) -> Iterator[Finding]:
     base = group.base
     if base is not None and base not in models:
         if group.where.endswith("]"):
@@ -105,7 +105,7 @@ def _contract_findings(group: Group, method: MergeMethod, models: list[str]) -> 
         yield Finding("error", "inputs", str(error), where=group.where)
 
 
-def _listed_base(group: Group, method: MergeMethod) -> Iterator[Finding]:
+def _listed_base(group: InputGroup, method: MergeMethod) -> Iterator[Finding]:
     contract = method.spec.contract
     # slerp and its like take two models, and the base is one of them.
     if contract.base in (BasePolicy.REQUIRED, BasePolicy.OPTIONAL) and contract.max_inputs != 2:

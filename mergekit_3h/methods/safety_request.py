@@ -18,11 +18,11 @@ from mergekit_3h.lint.places import Place, parameter_places
 from mergekit_3h.lint.source import read_documents
 from mergekit_3h.safety.combination import Combination, require_free_weights
 from mergekit_3h.safety.options import parse_safety_merge_options, safety_merge_option_names
+from mergekit_3h.safety.port import BASE_LABEL
 from mergekit_3h.search.combinations import require_searchable
 from mergekit_3h.suggestions import did_you_mean
 
 METHOD_NAME = "safety_merge"
-BASE_LABEL = "base"
 
 
 @dataclass(frozen=True)

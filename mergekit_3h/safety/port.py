@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from mergekit_3h.checkpoints.sources import WeightSource
 from mergekit_3h.safety.combination import Combination
 
+BASE_LABEL = "base"
+"""What reports and traces call the base in every host."""
+
 
 @dataclass(frozen=True)
 class OpenedModels:

@@ -20,7 +20,7 @@ from mergekit_3h.benchmarks.contenders import FULL_SVD, OURS, Recipe, prepare
 from mergekit_3h.benchmarks.families import MatrixShape
 from mergekit_3h.benchmarks.growth import decomposed_sides
 from mergekit_3h.benchmarks.memory import PeakMemory
-from mergekit_3h.benchmarks.problems import UPDATE_RMS, Problem, make_inputs, unrounded_updates
+from mergekit_3h.benchmarks.problems import UPDATE_RMS, MatrixProblem, make_inputs, unrounded_updates
 from mergekit_3h.benchmarks.products import product_flops
 from mergekit_3h.errors import OptionError
 from mergekit_3h.spectral.literal import merge_literally
@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("kind", ["flat", "decaying", "lora"])
 def test_updates_have_the_spectrum_they_are_named_after(kind: str) -> None:
-    problem = Problem(160, 96, 2, "float64", kind)  # type: ignore[arg-type]
+    problem = MatrixProblem(160, 96, 2, "float64", kind)  # type: ignore[arg-type]
     inputs = make_inputs(problem, CPU)
     updates = inputs.updates(torch.float64)
     values = [torch.linalg.svdvals(update) for update in updates]
@@ -49,7 +49,7 @@ def test_updates_have_the_spectrum_they_are_named_after(kind: str) -> None:
 
 
 def test_inputs_are_checkpoints_of_their_dtype_and_reproducible() -> None:
-    problem = Problem(48, 64, 3, "bfloat16", "lora", seed=7)
+    problem = MatrixProblem(48, 64, 3, "bfloat16", "lora", seed=7)
     first, second = make_inputs(problem, CPU), make_inputs(problem, CPU)
     assert first.base.dtype == torch.bfloat16 and len(first.experts) == 3
     assert all(torch.equal(a, b) for a, b in zip(first.experts, second.experts, strict=True))
@@ -61,7 +61,7 @@ def test_inputs_are_checkpoints_of_their_dtype_and_reproducible() -> None:
 
 @pytest.mark.parametrize("shape", [(48, 48), (70, 40), (40, 70)])
 def test_literal_algorithm_is_the_papers(shape: tuple[int, int]) -> None:
-    updates = make_inputs(Problem(*shape, 3, "float64", "decaying"), CPU).updates(torch.float64)
+    updates = make_inputs(MatrixProblem(*shape, 3, "float64", "decaying"), CPU).updates(torch.float64)
     ranks, scales = [10, 8, 5], [1.0, 0.5, 2.0]
     # Both in float64, by full SVDs, written independently: what is left is rounding.
     assert relative(merge_literally(updates, ranks, scales), merge_truncated(updates, ranks, scales)) < 1e-10
@@ -73,7 +73,7 @@ def test_literal_algorithm_is_the_papers(shape: tuple[int, int]) -> None:
     "options", [{}, {"rank_budget": "per_task"}, {"preset": "paper"}, {"outlier_weighting": "inverse", "gamma": 0.9}]
 )
 def test_literal_contender_computes_what_our_kernel_computes(options: dict[str, object]) -> None:
-    inputs = make_inputs(Problem(64, 40, 3, "float64", "decaying"), CPU)
+    inputs = make_inputs(MatrixProblem(64, 40, 3, "float64", "decaying"), CPU)
     recipe = Recipe("rtsvm", options)
     (ours, _), (theirs, facts) = prepare(OURS, inputs, recipe)(), prepare(FULL_SVD, inputs, recipe)()
     assert relative(ours, theirs) < 1e-6, facts
@@ -89,7 +89,7 @@ def _addmm_flop(_: object, left: list[int], right: list[int], **__: object) -> i
 def test_product_count_is_what_the_kernel_performs(shape: tuple[int, int], experts: int, rank_budget: str) -> None:
     run = prepare(
         OURS,
-        make_inputs(Problem(*shape, experts, "float32", "decaying"), CPU),
+        make_inputs(MatrixProblem(*shape, experts, "float32", "decaying"), CPU),
         Recipe("rtsvm", {"rank_budget": rank_budget}),
     )
     threads = torch.get_num_threads()
@@ -119,7 +119,7 @@ class EighSizes(TorchDispatchMode):
 @pytest.mark.parametrize("experts", [2, 3])
 @pytest.mark.parametrize("shape", [(300, 280), (900, 128)])
 def test_decomposition_count_is_what_the_kernel_performs(shape: tuple[int, int], experts: int) -> None:
-    run = prepare(OURS, make_inputs(Problem(*shape, experts, "float32", "decaying"), CPU), Recipe("tsvm"))
+    run = prepare(OURS, make_inputs(MatrixProblem(*shape, experts, "float32", "decaying"), CPU), Recipe("tsvm"))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the mode sees the calling thread only
     try:

@@ -10,11 +10,11 @@ import pytest
 
 from mergekit_3h.benchmarks.contenders import OURS, Recipe
 from mergekit_3h.benchmarks.end_to_end import MergeRunError, run_process
-from mergekit_3h.benchmarks.problems import Problem
+from mergekit_3h.benchmarks.problems import MatrixProblem
 from mergekit_3h.benchmarks.processes import ContenderError, Contestant
-from mergekit_3h.benchmarks.serving import Job
+from mergekit_3h.benchmarks.serving import Assignment
 
-JOB = Job(OURS, ((Problem(32, 16, 2, "float32", "flat"), 1),), Recipe("tsvm"))
+JOB = Assignment(OURS, ((MatrixProblem(32, 16, 2, "float32", "flat"), 1),), Recipe("tsvm"))
 
 
 def test_contender_works_in_its_own_process() -> None:
@@ -23,7 +23,7 @@ def test_contender_works_in_its_own_process() -> None:
 
 
 def test_contender_that_fails() -> None:
-    wrong = replace(JOB, stream=((Problem(32, 16, 2, "float3", "flat"), 1),))  # type: ignore[arg-type]
+    wrong = replace(JOB, stream=((MatrixProblem(32, 16, 2, "float3", "flat"), 1),))  # type: ignore[arg-type]
     with (
         Contestant(wrong) as contestant,
         pytest.raises(ContenderError, match=r"mergekit-3h on 32x16 with 2 .*'float3'"),

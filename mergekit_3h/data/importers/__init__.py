@@ -13,7 +13,7 @@ from mergekit_3h.data.importers.detection import detected, format_named, mapped
 from mergekit_3h.data.importers.formats import FORMATS, Format
 from mergekit_3h.data.importers.tables import Row, require_readable, rows_of
 from mergekit_3h.data.reading import MOST_PROBLEMS, InvalidLinesError
-from mergekit_3h.data.records import DataError, Problem, Record, SetName, problems_of
+from mergekit_3h.data.records import DataError, LineProblem, Record, SetName, problems_of
 
 __all__ = ["FORMATS", "Format", "Import"]
 
@@ -51,13 +51,13 @@ class Import:
 
     def _columns(self) -> list[str]:
         for _, row in rows_of(self.path):
-            if not isinstance(row, Problem):
+            if not isinstance(row, LineProblem):
                 return list(row)
         raise DataError(f"{self.path}: no rows; expected a table with at least one")
 
     def _reset(self) -> None:
         self.rows = self.records = self.replies_left_out = self.skipped = 0
-        self.problems: list[Problem] = []
+        self.problems: list[LineProblem] = []
 
     def __iter__(self) -> Iterator[Record]:
         if not self.skip_invalid:
@@ -92,8 +92,8 @@ class Import:
                 if len(self.problems) < MOST_PROBLEMS:
                     self.problems += record
 
-    def _record(self, number: int, row: Row | Problem) -> Record | list[Problem]:
-        if isinstance(row, Problem):
+    def _record(self, number: int, row: Row | LineProblem) -> Record | list[LineProblem]:
+        if isinstance(row, LineProblem):
             return [row]
         try:
             fields = self.format.fields(row)
@@ -105,7 +105,7 @@ class Import:
                 fields["set"] = self.set_name
             record = Record.model_validate(fields)
         except CellError as error:
-            return [Problem(number, error.column, error.message)]
+            return [LineProblem(number, error.column, error.message)]
         except ValidationError as error:
             return problems_of(error, number, Record.model_fields)
         if self.format.leaves_out_bad and record.response is None:

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 from mergekit_3h.data.reading import is_json, numbered_lines
-from mergekit_3h.data.records import DataError, Problem
+from mergekit_3h.data.records import DataError, LineProblem
 from mergekit_3h.optional import optional
 
 Row: TypeAlias = "dict[str, Any]"
 
 # A row's number, as a person would look it up, and the row, or what is wrong with it.
-NumberedRow: TypeAlias = tuple[int, "Row | Problem"]
+NumberedRow: TypeAlias = tuple[int, "Row | LineProblem"]
 
 _LONGEST_CELL = 1 << 24
 
@@ -52,7 +52,7 @@ def _jsonl(path: Path) -> Iterator[NumberedRow]:
         try:
             row: Any = json.loads(line)
         except ValueError as error:
-            yield number, Problem(number, "(whole line)", f"not JSON: {error}")
+            yield number, LineProblem(number, "(whole line)", f"not JSON: {error}")
             continue
         yield number, _object(row, number)
 
@@ -104,10 +104,10 @@ def _lists(content: Any) -> dict[str, list[Any]]:
     return {name: value for name, value in named.items() if isinstance(value, list) and value}
 
 
-def _object(row: Any, number: int) -> Row | Problem:
+def _object(row: Any, number: int) -> Row | LineProblem:
     if isinstance(row, dict):
         return cast(Row, row)
-    return Problem(number, "(whole line)", f"got {type(row).__name__}, expected an object with named fields")
+    return LineProblem(number, "(whole line)", f"got {type(row).__name__}, expected an object with named fields")
 
 
 def _separated(path: Path, delimiter: str) -> Iterator[NumberedRow]:
@@ -130,7 +130,10 @@ def _separated(path: Path, delimiter: str) -> Iterator[NumberedRow]:
                 return
             # A cell too many comes under the key None, one too few has the value None.
             if None in row or any(value is None for value in row.values()):
-                yield reader.line_num, Problem(reader.line_num, "(whole line)", "more or fewer cells than the header")
+                yield (
+                    reader.line_num,
+                    LineProblem(reader.line_num, "(whole line)", "more or fewer cells than the header"),
+                )
             else:
                 yield reader.line_num, cast(Row, row)
 

@@ -9,7 +9,7 @@ from typing import Any
 from mergekit_3h.data.generation.collecting import shares
 from mergekit_3h.data.generation.domain import PROMPT, DomainSettings, domain_questions, read_examples
 from mergekit_3h.data.generation.reports import StepReport
-from mergekit_3h.data.pipeline.parts import Part, Workplace, answering_part
+from mergekit_3h.data.pipeline.parts import PipelinePart, Workplace, answering_part
 from mergekit_3h.data.pipeline.safety_parts import without_duplicates
 from mergekit_3h.data.pipeline.settings import PipelineSettings
 from mergekit_3h.data.prompts import prompt_text
@@ -17,7 +17,7 @@ from mergekit_3h.data.reading import read_records
 from mergekit_3h.data.records import Record
 
 
-def domain_parts(settings: PipelineSettings, own: DomainSettings, folder: Path) -> Iterator[Part]:
+def domain_parts(settings: PipelineSettings, own: DomainSettings, folder: Path) -> Iterator[PipelinePart]:
     """Questions and answers of every expert."""
     quotas = shares(own.count or settings.questions.count, list(own.experts))
     for expert, file in own.experts.items():
@@ -36,7 +36,7 @@ def domain_parts(settings: PipelineSettings, own: DomainSettings, folder: Path) 
 
 def _questions_part(
     settings: PipelineSettings, own: DomainSettings, expert: str, examples: Path, count: int, output: Path
-) -> Part:
+) -> PipelinePart:
     def make(place: Workplace, report: StepReport) -> list[Record]:
         report.wanted = count
         records = domain_questions(
@@ -59,10 +59,10 @@ def _questions_part(
         "seed": settings.seed,
         "prompt": prompt_text(PROMPT, settings.prompts),
     }
-    return Part("domain", f"domain-questions/{expert}", output, (examples,), depends_on, make)
+    return PipelinePart("domain", f"domain-questions/{expert}", output, (examples,), depends_on, make)
 
 
-def domain_set_part(own: DomainSettings, folder: Path) -> Part:
+def domain_set_part(own: DomainSettings, folder: Path) -> PipelinePart:
     """D_expert."""
     answers = tuple(_answers_file(folder, expert) for expert in own.experts)
 
@@ -73,7 +73,7 @@ def domain_set_part(own: DomainSettings, folder: Path) -> Part:
         # Back to the question's own id: in this set there is one answer to each.
         return without_duplicates([record.changed(id=record.id.rpartition(":")[0]) for record in replied], report)
 
-    return Part("build", "domain", folder / "domain.jsonl", answers, {}, make)
+    return PipelinePart("build", "domain", folder / "domain.jsonl", answers, {}, make)
 
 
 def _answers_file(folder: Path, expert: str) -> Path:

@@ -10,7 +10,7 @@ from mergekit_3h.data.backends.protocol import Backend
 from mergekit_3h.data.backends.settings import BackendSettings
 
 
-class OpenedModels:
+class PipelineModels:
     """Opens a model when it is first needed and closes the one before."""
 
     def __init__(self, settings: Mapping[str, BackendSettings]) -> None:
@@ -33,7 +33,7 @@ class OpenedModels:
             self._backend.close()
         self._backend = self._name = None
 
-    def __enter__(self) -> OpenedModels:
+    def __enter__(self) -> PipelineModels:
         return self
 
     def __exit__(

@@ -11,7 +11,7 @@ from mergekit_3h.data.backends.protocol import Backend
 from mergekit_3h.data.generation.answers import answered
 from mergekit_3h.data.generation.asking import Answerer, Ask, AskAll, Outcome
 from mergekit_3h.data.generation.reports import StepReport
-from mergekit_3h.data.pipeline.opened_models import OpenedModels
+from mergekit_3h.data.pipeline.opened_models import PipelineModels
 from mergekit_3h.data.reading import read_records
 from mergekit_3h.data.records import Record
 
@@ -24,7 +24,7 @@ class Workplace:
     """What the making of a part may use."""
 
     journal: Path
-    models: OpenedModels
+    models: PipelineModels
     expect: Callable[[int], object]
     """Hears how many requests are coming."""
     done: Callable[[int], object]
@@ -49,7 +49,7 @@ Make: TypeAlias = "Callable[[Workplace, StepReport], list[Record]]"
 
 
 @dataclass(frozen=True)
-class Part:
+class PipelinePart:
     """One file of the result. It is made again when its inputs or what it depends on change."""
 
     step: Step
@@ -70,11 +70,11 @@ class Part:
 
 def answering_part(
     step: Step, name: str, asked: Path, output: Path, model: str, identity: dict[str, Any], max_new_tokens: int
-) -> Part:
+) -> PipelinePart:
     """A model's answers to the questions in a file."""
 
     def make(place: Workplace, report: StepReport) -> list[Record]:
         questions = read_records(asked)
         return answered(questions, model=model, max_new_tokens=max_new_tokens, ask=place.ask(model), report=report)
 
-    return Part(step, name, output, (asked,), {"model": identity, "max_new_tokens": max_new_tokens}, make)
+    return PipelinePart(step, name, output, (asked,), {"model": identity, "max_new_tokens": max_new_tokens}, make)

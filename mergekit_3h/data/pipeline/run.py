@@ -12,8 +12,8 @@ from mergekit_3h.data.generation.labels import VerdictLine
 from mergekit_3h.data.generation.reports import StepReport
 from mergekit_3h.data.pipeline.domain_parts import domain_parts, domain_set_part
 from mergekit_3h.data.pipeline.markers import Marker, digests, read_marker
-from mergekit_3h.data.pipeline.opened_models import OpenedModels
-from mergekit_3h.data.pipeline.parts import STEPS, Part, Step, Workplace
+from mergekit_3h.data.pipeline.opened_models import PipelineModels
+from mergekit_3h.data.pipeline.parts import STEPS, PipelinePart, Step, Workplace
 from mergekit_3h.data.pipeline.safety_parts import answer_parts, label_parts, questions_part, safety_part
 from mergekit_3h.data.pipeline.settings import PipelineSettings, check
 from mergekit_3h.data.pipeline.summary import Summary, summarised, write_summary
@@ -37,7 +37,7 @@ def run_pipeline(
     check(settings)
     folder = Path(settings.output)
     parts = all_parts(settings, folder)
-    with _alone_in(folder), OpenedModels(settings.models) as models:
+    with _alone_in(folder), PipelineModels(settings.models) as models:
         _remove_unfinished_files(parts, folder)
         reports: list[StepReport] = []
         try:
@@ -52,7 +52,7 @@ def run_pipeline(
         return summary
 
 
-def all_parts(settings: PipelineSettings, folder: Path) -> list[Part]:
+def all_parts(settings: PipelineSettings, folder: Path) -> list[PipelinePart]:
     """Every part in the order in which they can be made."""
     parts = [
         questions_part(settings, folder),
@@ -65,7 +65,7 @@ def all_parts(settings: PipelineSettings, folder: Path) -> list[Part]:
     return [*parts, *experts, safety_part(settings, folder), domain_set_part(settings.domain, folder)]
 
 
-def _made(part: Part, folder: Path, models: OpenedModels, retry_failed: bool, quiet: bool) -> StepReport:
+def _made(part: PipelinePart, folder: Path, models: PipelineModels, retry_failed: bool, quiet: bool) -> StepReport:
     """The report of a part, made now unless it is finished."""
     _require_inputs(part)
     if retry_failed:
@@ -86,7 +86,7 @@ def _made(part: Part, folder: Path, models: OpenedModels, retry_failed: bool, qu
     return report
 
 
-def _require_inputs(part: Part) -> None:
+def _require_inputs(part: PipelinePart) -> None:
     missing = [path for path in part.inputs if not path.is_file()]
     if missing:
         step = {"answer": "questions", "label": "answer", "build": "label (and domain)", "domain": "domain"}
@@ -96,13 +96,13 @@ def _require_inputs(part: Part) -> None:
         )
 
 
-def _what_changed(marker: Marker, part: Part, inputs: dict[str, str]) -> str:
+def _what_changed(marker: Marker, part: PipelinePart, inputs: dict[str, str]) -> str:
     old, new = {**marker.settings, **marker.inputs}, {**part.depends_on, **inputs}
     changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     return ", ".join(changed) or "result"
 
 
-def _forget_failures(part: Part, folder: Path) -> None:
+def _forget_failures(part: PipelinePart, folder: Path) -> None:
     """Take the failed requests out of a part's journal, so that they are asked again."""
     journal = part.journal(folder)
     if not journal.is_file():
@@ -122,7 +122,7 @@ def _is_failure(line: Outcome | VerdictLine) -> bool:
     return line.label == "unscored" and (line.reason or "").startswith("the request failed")
 
 
-def _with_earlier(parts: list[Part], folder: Path, reports: list[StepReport]) -> list[StepReport]:
+def _with_earlier(parts: list[PipelinePart], folder: Path, reports: list[StepReport]) -> list[StepReport]:
     """The reports of this run and of parts finished in earlier ones, in the order of the parts."""
     known = {report.step: report for report in reports}
     for part in parts:
@@ -132,7 +132,7 @@ def _with_earlier(parts: list[Part], folder: Path, reports: list[StepReport]) ->
     return [known[part.name] for part in parts if part.name in known]
 
 
-def _remove_unfinished_files(parts: list[Part], folder: Path) -> None:
+def _remove_unfinished_files(parts: list[PipelinePart], folder: Path) -> None:
     """Remove what a killed run left of files it was about to put in place."""
     for part in parts:
         for path in (part.output, part.marker(folder), part.journal(folder)):

@@ -12,7 +12,7 @@ from mergekit_3h.data.generation.questions import PROMPT, read_categories, unsaf
 from mergekit_3h.data.generation.reports import StepReport
 from mergekit_3h.data.generation.selection import safety_set
 from mergekit_3h.data.guards import guard_named
-from mergekit_3h.data.pipeline.parts import Part, Workplace, answering_part
+from mergekit_3h.data.pipeline.parts import PipelinePart, Workplace, answering_part
 from mergekit_3h.data.pipeline.settings import PipelineSettings
 from mergekit_3h.data.prompts import prompt_text
 from mergekit_3h.data.reading import read_records
@@ -22,7 +22,7 @@ from mergekit_3h.data.records import Record
 _PROBE = Record(id="probe", prompt="question", response="reply", set="safety")
 
 
-def questions_part(settings: PipelineSettings, folder: Path) -> Part:
+def questions_part(settings: PipelineSettings, folder: Path) -> PipelinePart:
     """The questions from files and from the generator, without duplicates."""
     own = settings.questions
     depends_on: dict[str, Any] = {"questions": own.model_dump(mode="json"), "seed": settings.seed}
@@ -46,10 +46,10 @@ def questions_part(settings: PipelineSettings, folder: Path) -> Part:
             )
         return without_duplicates(records, report, own.near_duplicates)
 
-    return Part("questions", "questions", questions_file(folder), tuple(map(Path, own.files)), depends_on, make)
+    return PipelinePart("questions", "questions", questions_file(folder), tuple(map(Path, own.files)), depends_on, make)
 
 
-def answer_parts(settings: PipelineSettings, folder: Path) -> Iterator[Part]:
+def answer_parts(settings: PipelineSettings, folder: Path) -> Iterator[PipelinePart]:
     """Every model's answers."""
     for model in settings.answers.models:
         yield answering_part(
@@ -63,13 +63,13 @@ def answer_parts(settings: PipelineSettings, folder: Path) -> Iterator[Part]:
         )
 
 
-def label_parts(settings: PipelineSettings, folder: Path) -> Iterator[Part]:
+def label_parts(settings: PipelineSettings, folder: Path) -> Iterator[PipelinePart]:
     """Every model's answers with their verdicts."""
     for model in settings.answers.models:
         yield _label_part(settings, model, folder / "answers" / f"{model}.jsonl", _labelled_file(folder, model))
 
 
-def _label_part(settings: PipelineSettings, model: str, answers: Path, output: Path) -> Part:
+def _label_part(settings: PipelineSettings, model: str, answers: Path, output: Path) -> PipelinePart:
     judge = settings.labels.model
     guard = guard_named(settings.labels.guard, settings.prompts)
     identity = settings.models[judge].identity() if judge else None
@@ -88,10 +88,10 @@ def _label_part(settings: PipelineSettings, model: str, answers: Path, output: P
         )
 
     depends_on = {"guard": guard.name, "model": identity, "asked": asked_by(guard, _PROBE)}
-    return Part("label", f"label/{model}", output, (answers,), depends_on, make)
+    return PipelinePart("label", f"label/{model}", output, (answers,), depends_on, make)
 
 
-def safety_part(settings: PipelineSettings, folder: Path) -> Part:
+def safety_part(settings: PipelineSettings, folder: Path) -> PipelinePart:
     """D_safety."""
     models = settings.answers.models
     questions = questions_file(folder)
@@ -106,7 +106,7 @@ def safety_part(settings: PipelineSettings, folder: Path) -> Part:
         "seed": settings.seed,
         "models": list(models),
     }
-    return Part("build", "safety", folder / "safety.jsonl", (questions, *labelled), depends_on, make)
+    return PipelinePart("build", "safety", folder / "safety.jsonl", (questions, *labelled), depends_on, make)
 
 
 def questions_file(folder: Path) -> Path:
