@@ -12,7 +12,7 @@ import click
 
 if TYPE_CHECKING:
     from mergekit_3h.diagnostics.conclusions import Conclusion, Inspection
-    from mergekit_3h.diagnostics.subjects import Subject
+    from mergekit_3h.diagnostics.subjects import InspectedModels
     from mergekit_3h.losses.objective import Objective
     from mergekit_3h.losses.options import LossOptions
 
@@ -80,7 +80,7 @@ def command(
     raise SystemExit(1 if any(conclusion.verdict == "error" for conclusion in found) else 0)
 
 
-def _subject(config: Path | None, base: str | None, experts: Sequence[str]) -> Subject:
+def _subject(config: Path | None, base: str | None, experts: Sequence[str]) -> InspectedModels:
     from mergekit_3h.diagnostics.subjects import subject_of_config, subject_of_models
 
     if config is not None:
@@ -100,7 +100,7 @@ def _require_device(device: str) -> None:
         raise click.BadParameter(problem, param_hint="--device")
 
 
-def _inspected(subject: Subject, out: Path | None, sample: float, device: str, quiet: bool) -> Inspection:
+def _inspected(subject: InspectedModels, out: Path | None, sample: float, device: str, quiet: bool) -> Inspection:
     from mergekit_3h.diagnostics.conclusions import Inspection
     from mergekit_3h.diagnostics.survey import options_of, survey
     from mergekit_3h.kernels.memory import return_large_blocks_when_freed
@@ -119,7 +119,7 @@ def _inspected(subject: Subject, out: Path | None, sample: float, device: str, q
     )
 
 
-def _recorded(subject: Subject, folder: Path | None) -> Mapping[str, Mapping[str, Any]]:
+def _recorded(subject: InspectedModels, folder: Path | None) -> Mapping[str, Mapping[str, Any]]:
     """What a merge left, in the folder or where the config says; empty where there is nothing."""
     from mergekit_3h.diagnostics.record import RECORD, record_of
 
@@ -129,7 +129,7 @@ def _recorded(subject: Subject, folder: Path | None) -> Mapping[str, Mapping[str
     return {} if folder is None else record_of(folder, subject.experts)
 
 
-def _objective(subject: Subject, data: str | None) -> Objective | None:
+def _objective(subject: InspectedModels, data: str | None) -> Objective | None:
     from mergekit_3h.diagnostics.gradients import objective_of
     from mergekit_3h.losses.records import located_records
     from mergekit_3h.safety.options import data_files
@@ -137,7 +137,7 @@ def _objective(subject: Subject, data: str | None) -> Objective | None:
     return None if data is None else objective_of(subject, located_records(data_files(data)), _precise())
 
 
-def _with_gradients(inspection: Inspection, subject: Subject, objective: Objective, device: str) -> Inspection:
+def _with_gradients(inspection: Inspection, subject: InspectedModels, objective: Objective, device: str) -> Inspection:
     from mergekit_3h.diagnostics.gradients import gradient_cosines
 
     found = gradient_cosines(subject, objective, _precise(), device)
@@ -150,7 +150,9 @@ def _precise() -> LossOptions:
     return LossOptions.model_validate({"dtype": "float32"})
 
 
-def _write(inspection: Inspection, found: Sequence[Conclusion], subject: Subject, out: Path, pictures: bool) -> None:
+def _write(
+    inspection: Inspection, found: Sequence[Conclusion], subject: InspectedModels, out: Path, pictures: bool
+) -> None:
     from mergekit_3h.diagnostics.page import inspection_page
     from mergekit_3h.writing import write_text_whole
 

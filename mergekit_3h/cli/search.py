@@ -59,17 +59,13 @@ def command(config: Path, output: Path, resume: bool, force: bool, quiet: bool, 
     if verbose:
         logging.basicConfig(format="%(name)s: %(message)s")
         logging.getLogger("mergekit_3h").setLevel(logging.INFO)
-    from mergekit.options import MergeOptions
-
-    from mergekit_3h.methods.safety_host import MergekitHost
-    from mergekit_3h.methods.safety_request import read_config, read_request
+    from mergekit_3h.methods.safety_host import host_of
     from mergekit_3h.safety.found import search_to
 
     keys = ("device", "lora_merge_cache", "trust_remote_code")
-    options = MergeOptions(quiet=quiet, **{key: given.pop(key) for key in keys})
+    how = {"quiet": quiet, **{key: given.pop(key) for key in keys}}
     overrides = {name: value for name, value in given.items() if value is not None}
-    request = read_request(read_config(config), overrides)
-    solution = search_to(output, lambda: MergekitHost(request, options), resume=resume, force=force)
+    solution = search_to(output, lambda: host_of(config, overrides, how), resume=resume, force=force)
     if not quiet:
         _show(solution, output)
 

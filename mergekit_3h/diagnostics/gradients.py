@@ -19,7 +19,7 @@ from torch import nn
 from mergekit_3h.checkpoints.tokenizers import load_tokenizer
 from mergekit_3h.data.records import DataError
 from mergekit_3h.diagnostics.rows import all_pairs
-from mergekit_3h.diagnostics.subjects import Subject
+from mergekit_3h.diagnostics.subjects import InspectedModels
 from mergekit_3h.errors import ModelError
 from mergekit_3h.losses.answers import tokenized
 from mergekit_3h.losses.objective import Objective
@@ -43,7 +43,7 @@ class GradientCosine:
 
 
 def gradient_cosines(
-    subject: Subject, objective: Objective, options: LossOptions, device: str = "cpu"
+    subject: InspectedModels, objective: Objective, options: LossOptions, device: str = "cpu"
 ) -> list[GradientCosine]:
     """For every set of the records and every pair of experts."""
     folders = subject.folders[1:]
@@ -53,7 +53,7 @@ def gradient_cosines(
         return [_compared(Path(scratch), name, i, j) for name in objective.sizes for i, j in all_pairs(len(folders))]
 
 
-def objective_of(subject: Subject, records: Sequence[LocatedRecord], options: LossOptions) -> Objective:
+def objective_of(subject: InspectedModels, records: Sequence[LocatedRecord], options: LossOptions) -> Objective:
     """The records as the experts' common tokenizer reads them; raises for those from which no loss can be taken."""
     tokenizers = {name: load_tokenizer(path) for name, path in zip(subject.labels, subject.folders[1:], strict=True)}
     tokenizer = shared_tokenizer(tokenizers, options.chat_template)

@@ -33,7 +33,7 @@ FORMAT = 1
 
 
 @dataclass(frozen=True)
-class Outcome:
+class MatrixOutcome:
     """What became of the experts' updates and of the weights in one tensor."""
 
     surviving: list[float]
@@ -47,7 +47,7 @@ class Outcome:
     """How far rounding the result moved the merged update, relative to its size."""
 
 
-def outcome(base: Tensor, experts: Sequence[Tensor], exact: Tensor, result: Tensor) -> Outcome:
+def outcome(base: Tensor, experts: Sequence[Tensor], exact: Tensor, result: Tensor) -> MatrixOutcome:
     """``exact`` is base and update before they were rounded to the ``result``. One pass, a block at a time."""
     device = computing_device(base.device)
     n, flat = len(experts), [tensor.reshape(-1) for tensor in (base, exact, result, *experts)]
@@ -64,7 +64,7 @@ def outcome(base: Tensor, experts: Sequence[Tensor], exact: Tensor, result: Tens
             terms += [update @ delta, delta @ delta]
         sums += torch.stack([term.to(torch.float64) for term in terms])
     square, changed, away, moved, *products = floats(sums)
-    return Outcome(
+    return MatrixOutcome(
         surviving=[_ratio(dot, own) for dot, own in zip(products[::2], products[1::2], strict=True)],
         changed=_ratio(changed, base.numel()),
         rounded_away=_ratio(away, base.numel()),

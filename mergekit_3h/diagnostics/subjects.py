@@ -41,7 +41,7 @@ class StoredVersions:
 
 
 @dataclass(frozen=True)
-class Subject:
+class InspectedModels:
     """The models under inspection."""
 
     base: str
@@ -80,7 +80,7 @@ def short_names(names: Sequence[str]) -> list[str]:
     return list(names)
 
 
-def subject_of_config(file: Path) -> Subject:
+def subject_of_config(file: Path) -> InspectedModels:
     """The base and the experts of a mergekit config, laid out by mergekit's own planner."""
     try:
         return _subject(file.read_text(encoding="utf-8"), str(file), has_config=True)
@@ -88,7 +88,7 @@ def subject_of_config(file: Path) -> Subject:
         raise ModelError(f"cannot read the config {file}: {error}") from error
 
 
-def subject_of_models(base: str, experts: Sequence[str]) -> Subject:
+def subject_of_models(base: str, experts: Sequence[str]) -> InspectedModels:
     """The same without a config."""
     named = [base, *experts]
     twice = next((name for at, name in enumerate(named) if name in named[:at]), None)
@@ -99,7 +99,7 @@ def subject_of_models(base: str, experts: Sequence[str]) -> Subject:
     return _subject(yaml.safe_dump(config, sort_keys=False), "--base and --expert", has_config=False)
 
 
-def _subject(text: str, source: str, *, has_config: bool) -> Subject:
+def _subject(text: str, source: str, *, has_config: bool) -> InspectedModels:
     from mergekit_3h.lint import lint
     from mergekit_3h.lint.host_plan import planned_tensors
     from mergekit_3h.lint.models import named_models
@@ -120,7 +120,7 @@ def _subject(text: str, source: str, *, has_config: bool) -> Subject:
         raise ModelError(f"{source}: {'; '.join(map(str, problems)) or 'mergekit plans no tensors for it'}")
     stored = [tensor for tensor in plan if tensor.shape] + source_tensors(plan, models)
     base, experts = models[0], models[1:]
-    return Subject(
+    return InspectedModels(
         base=base.name,
         experts=tuple(model.name for model in experts),
         folders=tuple(model.location.path or Path(model.path) for model in models),

@@ -16,7 +16,7 @@ from mergekit_3h.checkpoints.headers import StoredTensor
 from mergekit_3h.diagnostics.lines import GrowingLines, LinesError, read_lines
 from mergekit_3h.diagnostics.matrices import measure_tensor
 from mergekit_3h.diagnostics.rows import TensorMeasures, layer_and_type
-from mergekit_3h.diagnostics.subjects import StoredVersions, Subject
+from mergekit_3h.diagnostics.subjects import InspectedModels, StoredVersions
 from mergekit_3h.kernels.devices import computing_device
 from mergekit_3h.kernels.settings import Settings
 from mergekit_3h.kernels.whole_tensors import is_finite
@@ -55,7 +55,7 @@ class OpenedFiles:
 
 
 def survey(
-    subject: Subject,
+    subject: InspectedModels,
     options: TSVM,
     *,
     folder: Path | None = None,

@@ -18,7 +18,7 @@ from mergekit_3h.checkpoints.sources import CheckpointSource
 from mergekit_3h.checkpoints.tokenizers import load_tokenizer
 from mergekit_3h.errors import ModelError
 from mergekit_3h.methods.fixed_merge import MergekitFixedMerge
-from mergekit_3h.methods.safety_request import BASE_LABEL, SafetyRequest, folder_of
+from mergekit_3h.methods.safety_request import BASE_LABEL, SafetyRequest, folder_of, read_config, read_request
 from mergekit_3h.safety.combination import Combination
 from mergekit_3h.safety.port import OpenedModels
 
@@ -78,3 +78,9 @@ class MergekitHost:
 
     def reopening(self) -> Callable[[], MergekitHost]:
         return partial(MergekitHost, self.request, self._options)
+
+
+def host_of(config: Path, overrides: Mapping[str, Any], how: Mapping[str, Any]) -> MergekitHost:
+    """mergekit on the config in a file. ``overrides`` are options that go before those of the config, ``how`` are
+    mergekit's own."""
+    return MergekitHost(read_request(read_config(config), overrides), MergeOptions(**how))

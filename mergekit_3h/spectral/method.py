@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 
+from mergekit_3h.errors import OptionError
 from mergekit_3h.kernels.tasks import TaskMatrices
 
 
@@ -71,7 +72,7 @@ class SpectralMethod(BaseModel, ABC):
 
     def components(self, tasks: TaskMatrices) -> list[tuple[Tensor, Tensor]]:
         """Factors left @ right of every expert's share C_i of the merged update, if that is sum_i w_i C_i."""
-        raise NotImplementedError(f"{self.name} is not linear in the weights, so it has no components")
+        raise OptionError(f"{self.name} is not linear in the weights, so it has no components")
 
     @abstractmethod
     def working_bytes(self, rows: int, columns: int, experts: int, result_itemsize: int) -> int:

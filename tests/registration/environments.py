@@ -94,8 +94,14 @@ def build_wheel(project: Path) -> Path:
     return next((project / "dist").glob("*.whl"))
 
 
-def write_project(folder: Path, name: str, modules: Mapping[str, str], entry_points: Mapping[str, str]) -> Path:
-    """A package ``name`` as anybody may write it, which declares merge methods for mergekit."""
+def write_project(
+    folder: Path,
+    name: str,
+    modules: Mapping[str, str],
+    entry_points: Mapping[str, str],
+    group: str = "mergekit.merge_methods",
+) -> Path:
+    """A package ``name`` as anybody may write it, which declares entry points of a group."""
     declared = "\n".join(f'{key} = "{value}"' for key, value in entry_points.items())
     text = f"""
         [build-system]
@@ -106,7 +112,7 @@ def write_project(folder: Path, name: str, modules: Mapping[str, str], entry_poi
         version = "1.0"
         [tool.hatch.build.targets.wheel]
         packages = ["{name}"]
-        [project.entry-points."mergekit.merge_methods"]
+        [project.entry-points."{group}"]
     """
     (folder / name).mkdir(parents=True)
     (folder / "pyproject.toml").write_text(textwrap.dedent(text) + declared + "\n")
