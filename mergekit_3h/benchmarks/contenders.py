@@ -57,7 +57,9 @@ class Facts:
     """What a result was made of: enough for an oracle to compute the same in float64."""
 
     report: Any = None
-    """The method's own; None for FusionBench's TSVM, whose ranks are below."""
+    """The method's own."""
+    is_tsvm: bool = False
+    """FusionBench's TSVM, whose ranks are below: whatever the method, the oracle is that of TSVM."""
     ranks: list[int] = field(default_factory=list[int])
     decompositions: list[str] = field(default_factory=list[str])
     residuals: list[float] = field(default_factory=list[float])
@@ -65,7 +67,7 @@ class Facts:
     def oracle(self, recipe: Recipe, updates: Sequence[Tensor]) -> Tensor | None:
         """The same merge by full decompositions, in the precision of the updates."""
         ones = [1.0] * len(updates)
-        if self.report is None:
+        if self.is_tsvm:
             return merge_literally(updates, self.ranks, ones)
         return recipe.spectral().literally(updates, ones, self.report)
 
@@ -135,7 +137,7 @@ def _fusion_bench(inputs: Inputs, recipe: Recipe) -> Run:
     updates = [{"weight": update} for update in _updates_for_peers(inputs)]
     device = inputs.base.device
     n = len(updates)
-    facts = Facts(ranks=[int(min(inputs.base.shape) * (1 / n))] * n)  # its own expression for the rank
+    facts = Facts(is_tsvm=True, ranks=[int(min(inputs.base.shape) * (1 / n))] * n)  # its own expression for the rank
 
     def run() -> tuple[Tensor, Facts]:
         with contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
