@@ -161,7 +161,8 @@ def _alike(rule: Rule, by_model: Mapping[_Coverage, list[str]], config: Any) -> 
             alike[tuple(names)].append(each)
     for names, having in alike.items():
         first = having[0].model
-        also = f" (and of {len(having) - 1} more models)" if len(having) > 1 else ""
+        others = len(having) - 1
+        also = f" (and of {others} more model{'s' if others > 1 else ''})" if others else ""
         text, advice = _TEXTS[rule], ""
         if rule != "left-out":
             advice = f"`fusion_bench method={_in_fusion_bench(config.merge_method)}` merges this architecture"

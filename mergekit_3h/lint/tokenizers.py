@@ -45,7 +45,7 @@ def _source(config: Any, models: list[NamedModel]) -> Iterator[Finding]:
     where = "tokenizer.source" if settings else "tokenizer_source"
     path, _, revision = source.partition("@")
     location = locate(path, revision or None)
-    meant = did_you_mean(source, ["union", "base"], "")
+    meant = "" if "/" in source else did_you_mean(source, ["union", "base"], "")
     if location.path is not None:
         if not tokenizer_facts(location.path).exists:
             yield Finding("error", "tokenizer-missing", f"there is no tokenizer in {path}", where)
