@@ -22,7 +22,7 @@ from mergekit_3h.data.sections import parsed
 from mergekit_3h.errors import ModelError, OptionError
 from mergekit_3h.evaluation.evaluator import Evaluator
 from mergekit_3h.evaluation.result import EvaluationResult
-from mergekit_3h.evaluation.subject import Subject, subject_in_memory
+from mergekit_3h.evaluation.subject import EvaluatedModel, subject_in_memory
 from mergekit_3h.evaluation.suite import read_suite
 
 log = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ class ThreeHTaskPool(BaseTaskPool, LightningFabricMixin):
         self._evaluated[name] += 1
         return name if self._evaluated[name] == 1 else f"{name}-{self._evaluated[name]}"
 
-    def _subject(self, label: str, model: nn.Module) -> Subject:
+    def _subject(self, label: str, model: nn.Module) -> EvaluatedModel:
         if not hasattr(model, "config") or not hasattr(model, "generate"):
             raise ModelError(
                 f"the merged model is a {type(model).__name__}; the task pool 3h evaluates language models"

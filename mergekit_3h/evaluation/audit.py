@@ -21,7 +21,7 @@ from mergekit_3h.data.statistics import Rates, statistics
 from mergekit_3h.errors import ModelError, ThreeHError
 from mergekit_3h.evaluation.journal import Journal, Step
 from mergekit_3h.evaluation.metrics.answer_losses import answer_losses
-from mergekit_3h.evaluation.subject import Subject, subject_of
+from mergekit_3h.evaluation.subject import EvaluatedModel, subject_of
 from mergekit_3h.losses.answers import Answer, tokenized
 from mergekit_3h.losses.options import LossOptions
 from mergekit_3h.losses.records import SETS, LocatedRecord
@@ -95,7 +95,7 @@ class Auditor:
     def _answered(self) -> list[LocatedRecord]:
         return [located for located in self.records if (located.record.response or "").strip()]
 
-    def _subject(self, label: str, folder: Path) -> Subject:
+    def _subject(self, label: str, folder: Path) -> EvaluatedModel:
         settings = TransformersSettings.model_validate(
             {
                 "model": str(folder),
@@ -108,7 +108,7 @@ class Auditor:
         )
         return subject_of(str(folder), settings, label)
 
-    def _losses(self, subject: Subject, journal: Journal, steps: Callable[[], Step]) -> dict[str, float]:
+    def _losses(self, subject: EvaluatedModel, journal: Journal, steps: Callable[[], Step]) -> dict[str, float]:
         """Those that a search measures: of the same records, in the same batches."""
         found: dict[str, float] = {}
         for name in self.sets:
@@ -119,7 +119,7 @@ class Auditor:
                 found[name] = _mean(answers, losses)
         return found
 
-    def _rates(self, subject: Subject, journal: Journal, steps: Callable[[], Step]) -> dict[str, Rates]:
+    def _rates(self, subject: EvaluatedModel, journal: Journal, steps: Callable[[], Step]) -> dict[str, Rates]:
         replies = _trying(subject, partial(self._replies, subject, journal, steps()))
         backend = self.guard_backend
         if backend is not None:
@@ -129,7 +129,7 @@ class Auditor:
         counted = statistics(labelled(reply, verdict) for reply, verdict in judged(self.guard, replies, backend))
         return {rates.set: rates for rates in counted.rates}
 
-    def _replies(self, subject: Subject, journal: Journal, done: Step) -> list[Record]:
+    def _replies(self, subject: EvaluatedModel, journal: Journal, done: Step) -> list[Record]:
         records = [located.record for located in self.records]
         requests = [Request(messages=record.chat(), max_new_tokens=self.max_new_tokens) for record in records]
         completions = journal.backend("replies", subject.key, partial(_answering, subject), done).complete(requests)
@@ -139,7 +139,7 @@ class Auditor:
         ]
 
 
-def _answering(subject: Subject) -> Backend:
+def _answering(subject: EvaluatedModel) -> Backend:
     from mergekit_3h.data.backends.local import TransformersBackend
 
     return TransformersBackend(subject.settings, (subject.tokenizer, subject.module))
@@ -151,7 +151,7 @@ def _mean(answers: Sequence[Answer], losses: Sequence[float]) -> float:
     return math.fsum(share * loss for share, loss in zip(shares, losses, strict=True))
 
 
-def _trying(subject: Subject, compute: Callable[[], Any]) -> Any:
+def _trying(subject: EvaluatedModel, compute: Callable[[], Any]) -> Any:
     """What a checkpoint's own code or weights raise becomes an error that names the model."""
     try:
         return compute()

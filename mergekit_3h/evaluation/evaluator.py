@@ -24,7 +24,7 @@ from mergekit_3h.evaluation.result import (
     mean_or_none,
     with_interval,
 )
-from mergekit_3h.evaluation.subject import Subject
+from mergekit_3h.evaluation.subject import EvaluatedModel
 from mergekit_3h.evaluation.suite import ReadySuite
 
 _PACKAGES = ("mergekit-3h", "torch", "transformers", "lm-eval")
@@ -38,7 +38,7 @@ class Evaluator:
     quiet: bool = False
     retry_failed: bool = False
 
-    def evaluate(self, subject: Subject, output: Path | None, journal: Path) -> EvaluationResult:
+    def evaluate(self, subject: EvaluatedModel, output: Path | None, journal: Path) -> EvaluationResult:
         """One model. What is in the journal is not computed again; ``output`` appears when it is whole."""
         written = Journal(journal, subject.key, retry_failed=self.retry_failed)
         keys, started = self.ready.keys(), perf_counter()
@@ -77,7 +77,7 @@ class Evaluator:
         sure = with_interval(score, found.replicates(name, self.ready.suite.seed, self.ready.suite.resamples))
         return found.model_copy(update={"low": sure.low, "high": sure.high})
 
-    def _result(self, subject: Subject, metrics: dict[str, MetricResult], seconds: float) -> EvaluationResult:
+    def _result(self, subject: EvaluatedModel, metrics: dict[str, MetricResult], seconds: float) -> EvaluationResult:
         suite = self.ready.suite
         dimensions = dimension_scores(metrics, list(suite.dimensions))
         found = EvaluationResult(

@@ -23,7 +23,7 @@ _BLOCK = 1 << 22
 
 
 @dataclass
-class Subject:
+class EvaluatedModel:
     """One model. ``identity`` is a digest of its weights: the same weights are the same model, whatever their name."""
 
     name: str
@@ -65,7 +65,7 @@ class Subject:
             torch.cuda.empty_cache()
 
 
-def subject_of(model: str, settings: TransformersSettings, name: str | None = None) -> Subject:
+def subject_of(model: str, settings: TransformersSettings, name: str | None = None) -> EvaluatedModel:
     """A checkpoint, by its folder or its name in the hub's cache. Its files are looked at, no weight is loaded."""
     from mergekit_3h.data.backends.loading import loaded
 
@@ -79,7 +79,7 @@ def subject_of(model: str, settings: TransformersSettings, name: str | None = No
     device = chosen_device(settings.device)
     dtype = settled_precision(settings.dtype, stored_dtype(folder), device).dtype
     settings = settings.model_copy(update={"model": str(folder), "device": device, "dtype": dtype})
-    return Subject(
+    return EvaluatedModel(
         name or folder.name,
         settings,
         _digest_of_files(folder),
@@ -89,12 +89,12 @@ def subject_of(model: str, settings: TransformersSettings, name: str | None = No
     )
 
 
-def subject_in_memory(name: str, module: Any, tokenizer: Any, settings: TransformersSettings) -> Subject:
+def subject_in_memory(name: str, module: Any, tokenizer: Any, settings: TransformersSettings) -> EvaluatedModel:
     """A module that is there already, on the device where it is. Its weights are taken as they are."""
     dtype = str(next(module.parameters()).dtype).removeprefix("torch.")
     settings = settings.model_copy(update={"model": name, "device": str(module.device), "dtype": dtype})
     context = _context_of(module.config.to_dict())
-    return Subject(name, settings, digest_of_module(module), tokenizer, context, lambda: module)
+    return EvaluatedModel(name, settings, digest_of_module(module), tokenizer, context, lambda: module)
 
 
 def checkpoint_folder(model: str) -> Path:

@@ -15,7 +15,7 @@ from mergekit_3h.data.records import DataError
 from mergekit_3h.errors import ModelError
 from mergekit_3h.evaluation.evaluator import Evaluator
 from mergekit_3h.evaluation.result import EvaluationResult, read_result
-from mergekit_3h.evaluation.subject import Subject, subject_in_memory, subject_of
+from mergekit_3h.evaluation.subject import EvaluatedModel, subject_in_memory, subject_of
 from mergekit_3h.evaluation.suite import read_suite
 
 from .conftest import tiny_suite, write_jsonl, write_suite
@@ -23,7 +23,7 @@ from .conftest import tiny_suite, write_jsonl, write_suite
 CPU = TransformersSettings(model="-", device="cpu", batch_size=3)
 
 
-def evaluated(subject: Subject, suite: Path, folder: Path) -> EvaluationResult:
+def evaluated(subject: EvaluatedModel, suite: Path, folder: Path) -> EvaluationResult:
     ready = read_suite(str(suite))
     ready.require_ready()
     return Evaluator(ready, quiet=True).evaluate(subject, folder / "result.json", folder / "journal")

@@ -14,7 +14,7 @@ from mergekit_3h.evaluation.journal import Journal, Step
 from mergekit_3h.evaluation.local_rows import LocalRow, RowSettings, file_digest, require_file
 from mergekit_3h.evaluation.metrics.answer_losses import answer_losses
 from mergekit_3h.evaluation.metrics.contract import Surroundings
-from mergekit_3h.evaluation.subject import Subject
+from mergekit_3h.evaluation.subject import EvaluatedModel
 from mergekit_3h.losses.answers import tokenized
 from mergekit_3h.losses.options import LossOptions
 from mergekit_3h.losses.records import LocatedRecord
@@ -34,7 +34,9 @@ class AnswerLikelihood(RowSettings):
     def depends_on(self, around: Surroundings) -> list[str]:
         return [file_digest(around.file(self.data))]
 
-    def measure(self, name: str, subject: Subject, journal: Journal, around: Surroundings, done: Step) -> Measured:
+    def measure(
+        self, name: str, subject: EvaluatedModel, journal: Journal, around: Surroundings, done: Step
+    ) -> Measured:
         rows = self._rows(around)
         options = LossOptions.model_validate(
             {"chat_template": "plain" if subject.settings.template == "plain" else "auto"}

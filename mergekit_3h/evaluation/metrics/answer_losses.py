@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 
 from mergekit_3h.data.records import derived_id
 from mergekit_3h.evaluation.journal import Journal, Step
-from mergekit_3h.evaluation.subject import Subject, batches_of
+from mergekit_3h.evaluation.subject import EvaluatedModel, batches_of
 from mergekit_3h.losses.answers import Answer, batched
 from mergekit_3h.losses.objective import record_losses
 
 
 def answer_losses(
-    purpose: str, answers: Sequence[Answer], subject: Subject, journal: Journal, done: Step
+    purpose: str, answers: Sequence[Answer], subject: EvaluatedModel, journal: Journal, done: Step
 ) -> list[float]:
     """For each answer the mean over its tokens of minus their log-probability."""
 

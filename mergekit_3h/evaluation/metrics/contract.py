@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from mergekit_3h.evaluation.items import Measured
 from mergekit_3h.evaluation.journal import Journal, Step
 from mergekit_3h.evaluation.local_rows import Keep
-from mergekit_3h.evaluation.subject import Subject
+from mergekit_3h.evaluation.subject import EvaluatedModel
 
 if TYPE_CHECKING:
     from mergekit_3h.evaluation.judges import Judge
@@ -43,6 +43,8 @@ class MetricKind(Protocol):
         """Digests of everything outside the suite's file that the numbers depend on."""
         ...
 
-    def measure(self, name: str, subject: Subject, journal: Journal, around: Surroundings, done: Step) -> Measured:
+    def measure(
+        self, name: str, subject: EvaluatedModel, journal: Journal, around: Surroundings, done: Step
+    ) -> Measured:
         """The items of this metric for one model; ``done`` hears of each."""
         ...

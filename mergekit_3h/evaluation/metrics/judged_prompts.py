@@ -17,7 +17,7 @@ from mergekit_3h.evaluation.items import EvaluatedItem, Measured
 from mergekit_3h.evaluation.journal import Journal, Step
 from mergekit_3h.evaluation.local_rows import LocalRow, RowSettings, file_digest, places_in, require_file
 from mergekit_3h.evaluation.metrics.contract import Surroundings
-from mergekit_3h.evaluation.subject import Subject
+from mergekit_3h.evaluation.subject import EvaluatedModel
 from mergekit_3h.suggestions import did_you_mean
 
 _LABELS = ("safe", "unsafe", "refusal", "compliance")
@@ -80,7 +80,9 @@ class JudgedPrompts(RowSettings):
     def depends_on(self, around: Surroundings) -> list[str]:
         return [file_digest(around.file(self.data)), around.judges[self.judge].identity]
 
-    def measure(self, name: str, subject: Subject, journal: Journal, around: Surroundings, done: Step) -> Measured:
+    def measure(
+        self, name: str, subject: EvaluatedModel, journal: Journal, around: Surroundings, done: Step
+    ) -> Measured:
         with_model = _Replies(self, name, subject, journal, around.seed, done)
         turns = with_model.of([self._turns(row) for row in self._rows(around)])
         references = {row.id: self._reference(row) for row in self._rows(around)}
@@ -157,7 +159,7 @@ class _Replies:
 
     metric: JudgedPrompts
     name: str
-    subject: Subject
+    subject: EvaluatedModel
     journal: Journal
     seed: int
     done: Step

@@ -25,7 +25,7 @@ from mergekit_3h.errors import OptionError, ThreeHError
 from mergekit_3h.evaluation.items import EvaluatedItem, Measured
 from mergekit_3h.evaluation.journal import Journal, Step
 from mergekit_3h.evaluation.metrics.contract import Surroundings
-from mergekit_3h.evaluation.subject import Subject
+from mergekit_3h.evaluation.subject import EvaluatedModel
 from mergekit_3h.optional import optional
 from mergekit_3h.suggestions import did_you_mean
 from mergekit_3h.writing import write_text_whole
@@ -78,7 +78,9 @@ class LmEvalTask(Section):
     def depends_on(self, around: Surroundings) -> list[str]:
         return [f"lm-eval {version('lm-eval')}", json.dumps(_plain(self._spec(around)), default=str, sort_keys=True)]
 
-    def measure(self, name: str, subject: Subject, journal: Journal, around: Surroundings, done: Step) -> Measured:
+    def measure(
+        self, name: str, subject: EvaluatedModel, journal: Journal, around: Surroundings, done: Step
+    ) -> Measured:
         key = derived_id(
             subject.key,
             self.model_dump(mode="json", exclude={"weight"}, exclude_defaults=True),
@@ -92,7 +94,7 @@ class LmEvalTask(Section):
         done(len(measured.items))
         return measured
 
-    def _run(self, name: str, subject: Subject, requests: Path, around: Surroundings) -> Measured:
+    def _run(self, name: str, subject: EvaluatedModel, requests: Path, around: Surroundings) -> Measured:
         lm_eval = optional("lm_eval", "eval", f"metric {name!r}")
         harness_models = optional("lm_eval.models.huggingface", "eval", f"metric {name!r}")
         found = _loaded(name, self._spec(around))

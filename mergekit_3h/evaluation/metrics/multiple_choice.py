@@ -19,7 +19,7 @@ from mergekit_3h.evaluation.journal import Journal, Step
 from mergekit_3h.evaluation.local_rows import LocalRow, RowSettings, file_digest, places_in, require_file
 from mergekit_3h.evaluation.metrics.answer_losses import answer_losses
 from mergekit_3h.evaluation.metrics.contract import Surroundings
-from mergekit_3h.evaluation.subject import Subject
+from mergekit_3h.evaluation.subject import EvaluatedModel
 from mergekit_3h.losses.answers import Answer
 
 
@@ -70,7 +70,9 @@ class MultipleChoice(RowSettings):
     def depends_on(self, around: Surroundings) -> list[str]:
         return [file_digest(around.file(self.data))]
 
-    def measure(self, name: str, subject: Subject, journal: Journal, around: Surroundings, done: Step) -> Measured:
+    def measure(
+        self, name: str, subject: EvaluatedModel, journal: Journal, around: Surroundings, done: Step
+    ) -> Measured:
         rows = self._rows(around)
         questions = [row.filled(self.question) for row in rows]
         choices = [self._choices(row) for row in rows]
@@ -101,7 +103,7 @@ class MultipleChoice(RowSettings):
         verdict = "right" if best in these.right else "wrong"
         return EvaluatedItem(id=name, prompt=question, reply=these.texts[best], value=value, verdict=verdict)
 
-    def _answer(self, subject: Subject, question: str, choice: str, row: LocalRow) -> Answer:
+    def _answer(self, subject: EvaluatedModel, question: str, choice: str, row: LocalRow) -> Answer:
         start, ids = (_in_a_chat if self.chat else _as_one_text)(subject.tokenizer, question, self.joint, choice)
         if not start or len(start) >= len(ids):
             raise DataError(f"{row.place}: the question or the choice {choice!r} has no tokens of its own")

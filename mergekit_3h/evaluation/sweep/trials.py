@@ -16,7 +16,7 @@ from mergekit_3h.errors import ModelError, ThreeHError
 from mergekit_3h.evaluation.evaluator import Evaluator
 from mergekit_3h.evaluation.gains import likelihood_metrics, score_difference, scored_metrics
 from mergekit_3h.evaluation.result import EvaluationResult
-from mergekit_3h.evaluation.subject import Subject
+from mergekit_3h.evaluation.subject import EvaluatedModel
 from mergekit_3h.evaluation.suite import ReadySuite
 from mergekit_3h.evaluation.sweep.settings import SweepTrial, SweptMethod
 
@@ -87,7 +87,7 @@ class MethodOutcome:
 class SweepBench:
     """What merges and evaluates: the base's module, into which every merge's tensors are loaded."""
 
-    subject: Subject
+    subject: EvaluatedModel
     """The base model."""
     merger: MergesConfigs
     validation: ReadySuite
@@ -162,7 +162,7 @@ class SweepBench:
             parameters[name].copy_(tensor.float() + trial.scale * update[name])
         identity = derived_id(self.subject.identity, dict(trial.config), trial.scale, swept.seed)[:20]
         module, base = self.subject.module, self.subject
-        candidate = Subject(swept.label, base.settings, identity, base.tokenizer, base.context, lambda: module)
+        candidate = EvaluatedModel(swept.label, base.settings, identity, base.tokenizer, base.context, lambda: module)
         with tempfile.TemporaryDirectory(prefix="mergekit-3h-") as journal:
             return Evaluator(ready, quiet=True).evaluate(candidate, None, Path(journal))
 
