@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +80,7 @@ def _damage(models: Sequence[NamedModel]) -> list[Finding]:
     """
     advice = "download or save the model again"
     return [
-        Finding("error", "weight-files", problem, where=model.where, advice=advice, model=model.name)
+        Finding("error", "weight-files", problem, advice=advice, model=model.name)
         for model in models
         if model.checkpoint is not None and model.location.status == "local"
         for problem in model.checkpoint.damage
@@ -94,7 +95,9 @@ def _misfits(config: Any, models: list[NamedModel], rules: set[str]) -> list[Fin
     if not all(model.is_whole for model in models):
         return []
     plan, _ = planned_tensors(config, models)
-    return [f for f in tensor_findings(config, plan, models) if f.rule in rules]
+    found = [f for f in tensor_findings(config, plan, models) if f.rule in rules]
+    # The planner has rewritten the config: its place for a model is none that the user wrote.
+    return [replace(f, where="") for f in found]
 
 
 def _refuse(error: type[Exception], spec: MergeMethodSpec, findings: list[Finding]) -> None:

@@ -130,7 +130,7 @@ def test_another_architecture(changed: Callable[..., dict[str, Any]], refusal: R
         tiny_model("llama", intermediate_size=40).save_pretrained(folder)
 
     message = refusal(changed(narrow))
-    assert "'changed'" in message and "mlp" in message
+    assert "/changed" in message and "mlp.up_proj.weight has the shape" in message
 
 
 def test_other_layers(changed: Callable[..., dict[str, Any]], refusal: Refusal) -> None:
@@ -145,7 +145,7 @@ def test_a_missing_tensor(changed: Callable[..., dict[str, Any]], refusal: Refus
         del tensors["model.layers.1.mlp.up_proj.weight"]
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
-    assert "no tensor 'model.layers.1.mlp.up_proj.weight'" in refusal(changed(drop))
+    assert "/changed lacks 1 of 21 tensors: model.layers.1.mlp.up_proj.weight" in refusal(changed(drop))
 
 
 def test_a_shard_that_is_cut_off(changed: Callable[..., dict[str, Any]], refusal: Refusal) -> None:
@@ -158,7 +158,7 @@ def test_a_shard_that_is_cut_off(changed: Callable[..., dict[str, Any]], refusal
         shard.write_bytes(shard.read_bytes()[:-100])
 
     message = refusal(changed(cut))
-    assert "model 'changed': " in message and "safetensors: truncated" in message
+    assert "/changed/model-" in message and "safetensors: truncated" in message
 
 
 @pytest.mark.parametrize(
