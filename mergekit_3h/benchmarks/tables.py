@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from mergekit_3h.benchmarks.contenders import FULL_SVD, FUSION_BENCH, OURS
+from mergekit_3h.benchmarks.contenders import FULL_SVD, FUSION_BENCH, OUR_TSVM, OURS
 from mergekit_3h.benchmarks.machine import Machine
 from mergekit_3h.benchmarks.results import Comparison, ContenderResult, Spread
 from mergekit_3h.tables import Table
 
-TITLES = {OURS: "mergekit-3h", FUSION_BENCH: "FusionBench", FULL_SVD: "full SVD, float32"}
+TITLES = {OURS: "mergekit-3h", FUSION_BENCH: "FusionBench", FULL_SVD: "full SVD, float32", OUR_TSVM: "our TSVM"}
 NOT_MEASURED = "-"
 
 

@@ -38,11 +38,11 @@ _LARGEST_SENSIBLE_N = 1000
 )
 @click.option(
     "--peer",
-    type=click.Choice(["auto", "fusion-bench", "full-svd", "both", "none"]),
+    type=click.Choice(["auto", "fusion-bench", "full-svd", "both", "tsvm", "none"]),
     default="auto",
     show_default=True,
-    help="What to compare with: FusionBench's TSVM function, the literal algorithm by float32 SVDs in torch; auto "
-    "takes FusionBench where it is installed.",
+    help="What to compare with: FusionBench's TSVM function, the literal algorithm by float32 SVDs in torch, both, or "
+    "our own TSVM; auto takes FusionBench where it is installed.",
 )
 @click.option("--budget", default="2m", show_default=True, help="Time for measuring, as 90s, 2m, 1h30m.")
 @click.option("--all-matrices", is_flag=True, help="All matrices of the model as one stream; compares whole passes.")

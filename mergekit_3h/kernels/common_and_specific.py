@@ -71,7 +71,7 @@ def merge_common_and_specific(
     if not own_budget:
         spectra[:n] = [Spectrum(common.values[:0], common.right[:, :0], 0.0)] * n
     ranks = [spectrum.rank for spectrum in spectra]
-    polar = EqualFactors(SingularFactors(residuals, spectra), ranks)
+    polar = EqualFactors(SingularFactors(residuals, spectra, residuals.entry_errors()), ranks)
     sides = polar.left_extent.condition, polar.right_extent.condition
     conditions = (sides[1], sides[0]) if tasks.is_wide else sides
     report = CommonSpecificReport(ranks, edges, floor.under_edge, ["exact"] * (n + 1), conditions)
@@ -92,8 +92,6 @@ class Residuals(TaskMatrices):
 
     def __init__(self, total: UpdateSum, common: SumSpectrum) -> None:
         super().__init__(total.tasks.experts, total.tasks.base)
-        # The last is D: the entries that its errors are estimated from err like a task's.
-        self.experts = [*self.experts, self.experts[0]]
         self.total = total
         self.common = common.right
         self._scaled = common.right / common.values
@@ -124,9 +122,15 @@ class Residuals(TaskMatrices):
         return [abs(weight) * math.sqrt(square) for weight, square in zip(self.total.weights, squares, strict=True)]
 
     def rounding(self, i: int) -> float:
-        """What of R_i rounding the updates explains: of task i itself, and of the common directions, which it turns."""
+        """What of R_i, or of D, rounding explains: of task i, and of the common directions, which it turns."""
         turned = max(1.0, sum(self._lengths) / self._smallest)
+        if i == len(self.total.tasks):
+            return 2 * torch.finfo(self.number_dtype).eps * sum(self._lengths)
         return 2 * torch.finfo(self.number_dtype).eps * self._lengths[i] * turned
+
+    def entry_errors(self) -> list[float]:
+        """``rounding`` as root mean squares of the entries of R_1 .. R_n and D."""
+        return [self.rounding(i) / math.sqrt(self.rows * self.columns) for i in range(len(self.total.tasks) + 1)]
 
     def block(self, i: int, rows: slice) -> Tensor:
         """Rows of R_i, or of D, in float64."""

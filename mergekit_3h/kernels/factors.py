@@ -29,10 +29,14 @@ class SingularFactors:
 
     The singular values that come with V are those of a Gram matrix, good to half of the digits. The columns of U are
     therefore not quite of length 1: their ``norms`` times ``values`` are the singular values to full accuracy.
+    ``entry_errors`` are the root mean square errors of the entries of each task; by default those of their last digits.
     """
 
-    def __init__(self, tasks: TaskMatrices, spectra: Sequence[Spectrum]) -> None:
+    def __init__(
+        self, tasks: TaskMatrices, spectra: Sequence[Spectrum], entry_errors: Sequence[float] | None = None
+    ) -> None:
         self.tasks = tasks
+        self._entry_errors = entry_errors or [number_error(expert, tasks.number_dtype) for expert in tasks.experts]
         self.right = torch.cat([s.right for s in spectra], dim=1)
         self.values = torch.cat([s.values for s in spectra])
         ends = list(accumulate((s.rank for s in spectra), initial=0))
@@ -140,9 +144,9 @@ class SingularFactors:
         """Root mean square errors of singular vectors with ``side`` entries: noise of size e in every entry of delta_i
         moves its j-th one by e sqrt(side) / s_j, beside what the decomposition itself leaves."""
         errors = torch.empty_like(self.values)
-        for expert, part in zip(self.tasks.experts, self.parts, strict=True):
+        for i, part in enumerate(self.parts):
             values = self.values[part]
-            noise = number_error(expert, self.tasks.number_dtype) * math.sqrt(side) / values
+            noise = self._entry_errors[i] * math.sqrt(side) / values
             errors[part] = torch.hypot(noise, GRAM_ERROR * (values[:1] / values).square())
         return errors
 
