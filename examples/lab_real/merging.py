@@ -42,12 +42,14 @@ class Row:
 
 
 def rows() -> list[Row]:
-    """The sum, and every spectral method that is installed, with and without the noise floor where it has one."""
+    """The sum, and every spectral method that is installed, also without its noise floor and its outlier weights."""
     found = [Row(SUM, SUM)]
     for name in names():
         found.append(Row(name, name))
         if "noise_floor" in option_names(name):
             found.append(Row(f"{name}, no floor", name, {"noise_floor": "off"}))
+        if "outlier_weighting" in option_names(name):
+            found.append(Row(f"{name}, no outlier weights", name, {"outlier_weighting": "none"}))
     return found
 
 
