@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mergekit_3h.kernels.factors import SingularFactors
+from mergekit_3h.kernels.memory import STORED_ASPECT
 from mergekit_3h.kernels.noise_floors import NoiseFloor, floor_of, task_edges
 from mergekit_3h.kernels.polar import PolarFactors
 from mergekit_3h.kernels.spectra import Spectrum, exact_spectrum
@@ -95,9 +96,25 @@ class Residuals(TaskMatrices):
         self.total = total
         self.common = common.right
         self._scaled = common.right / common.values
+        self._stored: Tensor | None = None
+        if not self.is_wide and self.rows <= STORED_ASPECT * self.columns:
+            self._stored = self._common_left()
         self._shares = [] if self.is_wide else self._common_shares()
         self._lengths = self._update_lengths()
         self._smallest = float(common.values[-1]) if common.rank else math.inf
+
+    def _common_left(self) -> Tensor:
+        """U_c, of a matrix that is not so tall that making its rows again is better."""
+        left = self.common.new_empty(self.rows, self.common.shape[1])
+
+        def fill(rows: slice) -> None:
+            left[rows] = self.total.rows(rows) @ self._scaled
+
+        run_all(self.device, [partial(fill, rows) for rows in self.row_spans()])
+        return left
+
+    def _left_rows(self, rows: slice) -> Tensor:
+        return self.total.rows(rows) @ self._scaled if self._stored is None else self._stored[rows]
 
     def _common_shares(self) -> list[Tensor]:
         """U_c^T delta_i of every task."""
@@ -106,7 +123,7 @@ class Residuals(TaskMatrices):
 
         def measure(i: int) -> None:
             for rows in tasks.row_spans():
-                shares[i].addmm_((self.total.rows(rows) @ self._scaled).T, tasks.block(i, rows))
+                shares[i].addmm_(self._left_rows(rows).T, tasks.block(i, rows))
 
         run_all(tasks.device, [partial(measure, i) for i in range(len(tasks))])
         return shares
@@ -138,8 +155,8 @@ class Residuals(TaskMatrices):
             return self.total.rows(rows)
         delta, weight = self.total.tasks.block(i, rows), self.total.weights[i]
         if self.is_wide:
-            return (delta - (delta @ self.common) @ self.common.T).mul_(weight)
-        return (delta - (self.total.rows(rows) @ self._scaled) @ self._shares[i]).mul_(weight)
+            return delta.addmm_(delta @ self.common, self.common.T, alpha=-1).mul_(weight)
+        return delta.addmm_(self._left_rows(rows), self._shares[i], alpha=-1).mul_(weight)
 
     def blocks(self, i: int) -> Iterator[Tensor]:
         return (self.block(i, rows) for rows in self.row_spans())

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mergekit_3h.kernels.common_and_specific import CommonSpecificReport, merge_common_and_specific
-from mergekit_3h.kernels.memory import summing_bytes, working_bytes
+from mergekit_3h.kernels.memory import STORED_ASPECT, summing_bytes, working_bytes
 from mergekit_3h.kernels.tasks import TaskMatrices
 from mergekit_3h.spectral.literal import polar_factor
 from mergekit_3h.spectral.method import FlooredMethod
@@ -36,7 +36,7 @@ class IsoCTS(FlooredMethod):
 
     def working_bytes(self, rows: int, columns: int, experts: int, result_itemsize: int) -> int:
         side = min(rows, columns)
-        shares = 8 * side * side * (experts + 2)
+        shares = 8 * side * side * (experts + 2 + STORED_ASPECT)
         summing = summing_bytes(rows, columns, result_itemsize)
         return shares + max(summing, working_bytes(rows, columns, side, result_itemsize))
 

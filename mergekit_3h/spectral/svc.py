@@ -28,6 +28,7 @@ class SVCReport:
 
     ranks: list[int]
     """Directions of the merged update."""
+    decompositions: list[str]
     least_factor: float
     median_factor: float
     combined: Any
@@ -113,7 +114,7 @@ class SVC(SpectralMethod):
 
 
 def _report(told: Calibration, combined: Any) -> SVCReport:
-    return SVCReport([told.rank], told.least_factor, told.median_factor, combined)
+    return SVCReport([told.rank], ["exact"], told.least_factor, told.median_factor, combined)
 
 
 def _has_directions(name: str) -> bool:
