@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from mergekit_3h.spectral.registry import parse_options as parse_options
     from mergekit_3h.spectral.tensors import merge_tensor as merge_tensor
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME_OF = {
     "ThreeHError": "mergekit_3h.errors",

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from importlib import import_module
 from typing import Any
 
 from mergekit_3h.cluster.options import ClusterOptions
 from mergekit_3h.errors import OptionError
+from mergekit_3h.optional import optional
 
 log = logging.getLogger(__name__)
 
@@ -20,10 +20,7 @@ _CONNECTION_SECONDS = 10.0
 
 def require_ray() -> Any:
     """The package, or an error that names the extra."""
-    try:
-        return import_module("ray")
-    except ImportError:
-        raise OptionError("a search on a Ray cluster needs ray: pip install 'mergekit-3h[ray]'") from None
+    return optional("ray", "ray", "a Ray cluster")
 
 
 def connect(scale: ClusterOptions) -> bool:

@@ -36,23 +36,18 @@ class Merger:
         The tasks are those of ``mergekit-yaml --random-seed SEED``, in the same order.
         """
         import torch
-        from mergekit.architecture import get_architecture_info
         from mergekit.graph import Executor
-        from mergekit.io.tasks import LoaderCache, SaveTensor
-        from mergekit.merge import _model_out_config
-        from mergekit.plan import MergePlanner
+        from mergekit.io.tasks import LoaderCache
         from transformers import set_seed
+
+        from mergekit_3h.lint.host_plan import save_tasks
 
         options = self._options(seed)
         with _explained("the merge"):
             parsed = _parsed(config)
             set_seed(seed)
             LoaderCache().setup(options=options)
-            architecture = get_architecture_info(parsed, options)
-            outputs = _model_out_config(parsed, architecture, trust_remote_code=self.trust_remote_code)
-            planner = MergePlanner(parsed, architecture, options=options, out_model_config=outputs)
-            # Planning writes nothing, and the tasks that would write are not executed.
-            saved = [task for task in planner.plan_to_disk(out_path="") if isinstance(task, SaveTensor)]
+            saved = save_tasks(parsed, options)  # which are not executed themselves: they would write
             wanted: Any = [task.tensor_task for task in saved]
             executor = Executor(wanted, torch.device(self.device), torch.device("cpu"))
             made = {task: value for task, value in executor.run(quiet=True) if isinstance(value, Tensor)}

@@ -2,6 +2,14 @@
 
 ``open_problem`` reads models and data, ``solve_problem`` finds the coefficients, and its ``Solution`` knows what they
 are for every tensor, in a mergekit config, and against the single models.
+
+How the parts combine: a ``Problem`` (``problem.py``) is models, records and options. Its tensors become *families*
+(``families.py``), functions of the coefficients; where the method is linear in them, by *components*
+(``components.py``). ``candidate_model.py`` writes a candidate of all families into one loaded model. A *runner*
+(``runner.py`` here, ``ray_runner.py`` on a cluster) turns coefficients into losses, ``scoring.py`` losses into one
+number. ``Search`` (``search.py``) is what a solver sees of all this: a box, and a function to ask until the budget is
+spent. Every answer goes into the *trace* (``trace.py``), so that a search that is killed goes on. ``solving.py`` runs
+one of ``solvers/`` from end to end, and ``layout.py`` says which coefficient a tensor takes.
 """
 
 from __future__ import annotations

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from mergekit_3h.errors import OptionError
+from mergekit_3h.optional import optional
 from mergekit_3h.search.solution import Solution
 
 
 def plot_solution(solution: Solution, path: str | Path) -> None:
     """Write one picture (PNG, SVG or PDF, by the name's ending), with a heat map if there are groups of layers."""
-    try:
-        figures: Any = import_module("matplotlib.figure")
-    except ImportError:
-        raise OptionError("plots need matplotlib: pip install 'mergekit-3h[plots]'") from None
+    figures = optional("matplotlib.figure", "plots", "a plot")
     panels = 3 if len(solution.layout.groups) > 1 else 2
     figure = figures.Figure(figsize=(5.2 * panels, 4.2), layout="constrained")
     axes = figure.subplots(1, panels)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from search.training import compliant_records, domain_records, safety_records, train, write_jsonl
+from single_thread import one_thread  # noqa: F401
 from tiny_models import tiny_model, tiny_tokenizer
 
 
@@ -30,15 +30,6 @@ class Trained:
             "models": [{"model": str(self.aligned)}, {"model": str(self.domain)}],
             "parameters": {"data": str(self.data), **parameters},
         }
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tensors this small are slower on several threads, and much slower on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from search.training import compliant_records, domain_records, safety_records, train, write_jsonl
+from single_thread import one_thread  # noqa: F401
 from tiny_models import tiny_model, tiny_tokenizer
 
 from mergekit_3h.search import Layout, Measurement, Problem, SearchOptions, open_problem
@@ -92,15 +93,6 @@ class Trained:
 
     def problem(self, **options: object) -> Problem:
         return open_problem(self.base, self.experts, self.data, SearchOptions(**options))
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tensors this small are slower on several threads, and much slower on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -8,23 +8,14 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
 from search.training import domain_records, safety_records, write_jsonl
+from single_thread import one_thread  # noqa: F401
 from tiny_models import Family
 
 from mergekit_3h.search import Problem, SearchOptions, open_problem
 
 pytest.importorskip("ray")
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tensors this small are slower on several threads; workers take over the number."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

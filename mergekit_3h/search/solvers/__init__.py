@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
-from typing import cast
+from typing import cast, get_args
 
+from mergekit_3h.search.options import SolverName
 from mergekit_3h.search.search import Search
 
 Solver = Callable[[Search], str]
@@ -14,7 +15,8 @@ Solver = Callable[[Search], str]
 Deterministic under ``search.options.seed``: that is what makes every solver resumable.
 """
 
-SOLVERS = ("cocktail", "cmaes", "gradient", "grid")
+SOLVERS: tuple[str, ...] = get_args(SolverName)
+"""As the option ``solver`` names them: each is a file here."""
 
 BUDGET_SPENT = "budget spent"
 

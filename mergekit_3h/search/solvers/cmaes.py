@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from importlib import import_module
 from typing import Any
 
-from mergekit_3h.errors import OptionError
+from mergekit_3h.optional import optional
 from mergekit_3h.search.search import Point, Search
 from mergekit_3h.search.solvers import BUDGET_SPENT
 
@@ -29,12 +28,7 @@ def solve(search: Search) -> str:
 
 
 def _strategy(search: Search, padding: int) -> Any:
-    try:
-        cma: Any = import_module("cma")
-    except ImportError:
-        raise OptionError(
-            "solver 'cmaes' needs the package cma: pip install 'mergekit-3h[search]', or take solver 'gradient'"
-        ) from None
+    cma = optional("cma", "search", "solver 'cmaes' (which solver 'gradient' may replace)")
     import numpy as np
 
     # A generator of its own: seeding cma would seed numpy's global one, and others' draws would change the search.
