@@ -21,8 +21,8 @@ def empty_model(folder: Path, trust_remote_code: bool = False) -> nn.Module:
     import torch
     from transformers import AutoModelForCausalLM
 
+    config = _config(folder, trust_remote_code)
     try:
-        config = _config(folder, trust_remote_code)
         with torch.device("meta"):
             model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
         model.tie_weights()
@@ -78,4 +78,10 @@ def require_same_architecture(sources: Sequence[CheckpointSource], trust_remote_
 def _config(folder: Path, trust_remote_code: bool) -> Any:
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=trust_remote_code)
+    try:
+        return AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"transformers cannot read the model's config in {folder}: {str(error).splitlines()[0]}. A model with code "
+            "of its own needs trust_remote_code (--trust-remote-code)."
+        ) from error
