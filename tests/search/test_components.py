@@ -52,7 +52,7 @@ def made(combine: str, models: list[StateDictSource], **method_options: object):
     return families(list(SHAPES), models[0], models[1:], options, method, None, CPU), method
 
 
-@pytest.mark.parametrize("combine", ["tsvm", "rtsvm"])
+@pytest.mark.parametrize("combine", ["tsvm", "rtsvm", "swudi"])
 @pytest.mark.parametrize("method_options", [{}, {"lambda": 0.7, "exclude": "tall"}])
 @pytest.mark.parametrize("weights", [[1.0, 1.0, 1.0], [0.3, 0.0, 1.7], [-0.5, 0.2, 0.4]])
 def test_linear_candidates_are_the_methods_merge(combine: str, method_options: dict, weights: list[float]) -> None:
@@ -103,7 +103,7 @@ def test_components_are_kept_whole_where_factors_are_larger() -> None:
     torch.testing.assert_close(found["w"].at([1.0], CPU), expert.tensor("w"), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("combine", ["task_arithmetic", "tsvm", "rtsvm"])
+@pytest.mark.parametrize("combine", ["task_arithmetic", "tsvm", "rtsvm", "swudi"])
 @pytest.mark.parametrize("rank", [2, None])
 def test_inner_products(combine: str, rank: int | None) -> None:
     """Against the derivative of a linear function of the merged tensor, by its values at the unit vectors."""
