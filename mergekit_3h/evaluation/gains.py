@@ -6,7 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mergekit_3h.evaluation.intervals import Interval, interval_of, paired_difference, resampled_means
+from mergekit_3h.evaluation.intervals import (
+    FEWEST_ITEMS,
+    Interval,
+    interval_of,
+    paired_difference,
+    resampled_means,
+)
 from mergekit_3h.evaluation.result import EvaluationResult, MetricResult, ScoreWithInterval, averaged_metrics
 
 if TYPE_CHECKING:
@@ -28,15 +34,24 @@ class ScoreDifference:
 
     difference: float
     replicates: Tensor
+    items: int | None = None
+    """Of the metric that has the fewest: its noise is in the average. None where the scores do not say."""
 
     @property
     def interval(self) -> Interval:
         return interval_of(self.replicates)
 
     @property
+    def too_few(self) -> str:
+        """Why nothing can be said about the difference; empty where there are enough items."""
+        if self.items is None or self.items >= FEWEST_ITEMS:
+            return ""
+        return f"too few items ({self.items}, of at least {FEWEST_ITEMS})"
+
+    @property
     def is_clear(self) -> bool:
         found = self.interval
-        return found.low > 0.0 or found.high < 0.0
+        return not self.too_few and (found.low > 0.0 or found.high < 0.0)
 
 
 def score_difference(
@@ -50,6 +65,7 @@ def score_difference(
     Where lower is better the sign is turned: a positive difference always speaks for ``first``.
     """
     total, parts, replicates = sum(names.values()), 0.0, None
+    counts: list[int] = []
     for name, weight in names.items():
         found = _metric_difference(first, second, name, others)
         if found is None:
@@ -57,7 +73,8 @@ def score_difference(
         parts += weight / total * found.difference
         share = weight / total * found.replicates
         replicates = share if replicates is None else replicates + share
-    return None if replicates is None else ScoreDifference(parts, replicates)
+        counts += [] if found.items is None else [found.items]
+    return None if replicates is None else ScoreDifference(parts, replicates, min(counts, default=None))
 
 
 def _metric_difference(
@@ -76,7 +93,7 @@ def _metric_difference(
     scale = sign * mine.scale
     differences = [scale * (mine.values[item] - theirs.values[item]) for item in shared]
     replicates = resampled_means(differences, first.resamples, first.seed, name)
-    return ScoreDifference(sum(differences) / len(differences), replicates)
+    return ScoreDifference(sum(differences) / len(differences), replicates, len(shared))
 
 
 def _unpaired(
@@ -87,19 +104,22 @@ def _unpaired(
     there = theirs.replicates(f"{name} second", result.seed, result.resamples)
     if here is None or there is None or mine.score is None or theirs.score is None:
         return None
-    return ScoreDifference(sign * (mine.score - theirs.score), sign * (here - there))
+    items = min((len(metric.items) for metric in (mine, theirs) if metric.items), default=None)
+    return ScoreDifference(sign * (mine.score - theirs.score), sign * (here - there), items)
 
 
 def gain_kept(
     merge: EvaluationResult, base: EvaluationResult, expert: EvaluationResult, names: Mapping[str, float]
 ) -> GainKept:
-    """Of the metrics ``names``, by weight. No number where the expert's own gain may be none."""
+    """Of the metrics ``names``, by weight. No number where the expert's own gain may be none, or items are too few."""
     if not names:
         return GainKept(None, why_not="not measured")
     gained = score_difference(expert, base, names, [merge])
     kept = score_difference(merge, base, names, [expert])
     if gained is None or kept is None:
         return GainKept(None, why_not="not measured by all three")
+    if gained.too_few:
+        return GainKept(None, why_not=gained.too_few)
     if gained.difference <= 0.0:
         return GainKept(None, why_not="the expert is no better than the base")
     if not gained.is_clear:
@@ -122,11 +142,16 @@ def likelihood_metrics(result: EvaluationResult, dimension: str | None) -> dict[
 
 
 def forgotten(merge: EvaluationResult, base: EvaluationResult) -> ScoreWithInterval | None:
-    """The base's mean score minus the merge's on what nobody trained for; above zero something is lost."""
+    """The base's mean score minus the merge's on what nobody trained for; above zero something is lost.
+
+    Without an interval where there are too few items for one.
+    """
     names = dict.fromkeys(base.metrics_of(None), 1.0)
     found = score_difference(base, merge, names) if names else None
     if found is None:
         return None
+    if found.too_few:
+        return ScoreWithInterval(score=found.difference)
     return ScoreWithInterval(score=found.difference, low=found.interval.low, high=found.interval.high)
 
 

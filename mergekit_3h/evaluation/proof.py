@@ -53,6 +53,8 @@ def verdicts(
         if dimension not in experts:
             said.append(f"{dimension}: no model is better in it than the base, so there was nothing to keep.")
     lost = forgotten(results[merge], results[base]) if base is not None else None
+    if lost is not None and lost.low is None:
+        said.append("Too few items to tell whether the merge has forgotten some of what nobody trained for.")
     if lost is not None and lost.low is not None and lost.low > 0.0:
         said.append(
             f"The merge has forgotten some of what nobody trained for: {lost.score:.2f} points "
@@ -68,6 +70,8 @@ def _on_a_dimension(
     found = score_difference(results[merge], results[expert], names)
     if found is None:
         return f"{dimension}: the merge and {expert} have no score in common.", False
+    if found.too_few:
+        return f"{dimension}: {found.too_few} to tell the merge from {expert}.", False
     gained = score_difference(results[expert], results[base], names) if base is not None else None
     if gained is not None and abs(found.difference) < _NEGLIGIBLE * gained.difference:
         return f"{dimension}: kept; the merge is where {expert} is.", False

@@ -17,6 +17,7 @@ from mergekit_3h.evaluation.gains import (
     score_difference,
     scored_metrics,
 )
+from mergekit_3h.evaluation.intervals import FEWEST_ITEMS
 from mergekit_3h.evaluation.items import Direction
 from mergekit_3h.evaluation.result import EvaluationResult, ScoreWithInterval
 from mergekit_3h.suggestions import did_you_mean
@@ -115,7 +116,7 @@ def side_by_side(
     experts = dict(experts or {})
     first = next(iter(results.values()))
     _require_roles(results, first, base, experts)
-    notes = _require_comparable(results)
+    notes = [*_require_comparable(results), *_few_items(results)]
     columns = _columns(results)
     rows = [_row(name, result, columns, base, experts) for name, result in results.items()]
     table = SideBySide(first.suite, columns, rows, notes)
@@ -157,6 +158,20 @@ def _require_comparable(results: Mapping[str, EvaluationResult]) -> list[str]:
         if lacking:
             notes.append(f"{name} was not measured for {', '.join(lacking)}")
     return notes
+
+
+def _few_items(results: Mapping[str, EvaluationResult]) -> list[str]:
+    """A note on the metrics with too few items to call a difference clear: all models tie there, and in averages."""
+    counts: dict[str, int] = {}
+    for result in results.values():
+        for name, metric in result.metrics.items():
+            # The items of a score that is no mean have no values; without any items nobody knows how many there were.
+            count = len(metric.values) or len(metric.items) or FEWEST_ITEMS
+            counts[name] = min(count, counts.get(name, count))
+    few = [f"{name} ({count})" for name, count in counts.items() if count < FEWEST_ITEMS]
+    if not few or len(results) < 2:
+        return []
+    return [f"too few items to call a difference clear, at least {FEWEST_ITEMS} are needed: {', '.join(few)}"]
 
 
 def _columns(results: Mapping[str, EvaluationResult]) -> list[ScoreColumn]:

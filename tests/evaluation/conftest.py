@@ -36,7 +36,10 @@ def experts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with NAME.jsonl for each dimension: what its expert was taught, with two wrong choices each."""
+    """A folder with NAME.jsonl for each dimension: what its expert was taught, with two wrong choices each.
+
+    NAME-often.jsonl asks each of them in three ways: enough items to call a difference clear.
+    """
     folder = tmp_path_factory.mktemp("questions")
     for name, texts in quickstart.SKILLS.items():
         rows = []
@@ -45,6 +48,9 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
             choices = ["let me think", answer, "i will help"]
             rows.append({"prompt": asked, "response": answer, "choices": choices, "answer": "B"})
         write_jsonl(folder / f"{name}.jsonl", rows)
+        ways = ("{0}", ": {0}", "{0} : {0}")
+        often = [{**row, "prompt": way.format(row["prompt"])} for row in rows for way in ways]
+        write_jsonl(folder / f"{name}-often.jsonl", often)
     return folder
 
 
@@ -76,6 +82,15 @@ def tiny_suite(folder: Path, **changes: Any) -> dict[str, Any]:
         "max_new_tokens": 8,
     }
     return {"name": "tiny", "judges": {"phrases": {"guard": "keyword"}}, "dimensions": dimensions, **changes}
+
+
+def with_more_items(suite: dict[str, Any]) -> dict[str, Any]:
+    """The same, with six items for each likelihood instead of two."""
+    for metrics in suite["dimensions"].values():
+        for metric in metrics.values():
+            if metric["kind"] == "answer-likelihood":
+                metric["data"] = metric["data"].replace(".jsonl", "-often.jsonl")
+    return suite
 
 
 def write_suite(path: Path, suite: dict[str, Any]) -> Path:

@@ -28,10 +28,10 @@ def results(experts, questions, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
     from mergekit_3h.cli import main
 
-    from .conftest import tiny_suite, write_suite
+    from .conftest import tiny_suite, with_more_items, write_suite
 
     folder = tmp_path_factory.mktemp("compared")
-    suite = write_suite(folder / "suite.yml", tiny_suite(questions))
+    suite = write_suite(folder / "suite.yml", with_more_items(tiny_suite(questions)))
     arguments = ["evaluate", *map(str, experts.values()), "--suite", str(suite), "-o", str(folder), "-q"]
     done = CliRunner().invoke(main, arguments)
     assert done.exit_code == 0, done.output
@@ -57,10 +57,12 @@ def test_every_format_says_the_same(compared: tuple[Path, str]) -> None:
         ("harmless", "expert"),
     ]
     assert rows[1]["helpful_avg"] == "100.0" and rows[1]["kept helpful (likelihood)"] == "100%"
+    assert rows[1]["kept helpful"] == "-", "two items of multiple choice"
     average = f"{float(rows[1]['avg']):.2f}"
     markdown, latex = (out / "t.md").read_text(), (out / "t.tex").read_text()
     for shown in (said, markdown, latex, (out / "t.html").read_text()):
         assert average in shown
+        assert "kept helpful: too few items (2, of at least 6)" in shown
     assert "| helpful (expert)" in markdown and markdown.count("\n| ") == 6
     assert latex.count(r"\\") == 5 and r"100\%" in latex and r"\begin{tabular}{l" in latex
     assert not re.search(r"(?<!\\)[%&_#]", re.sub(r"^%.*$| & ", "", latex, flags=re.MULTILINE)), "all escaped"

@@ -9,6 +9,8 @@ from math import comb
 import pytest
 
 from mergekit_3h.evaluation.intervals import (
+    CONFIDENCE,
+    FEWEST_ITEMS,
     interval_of,
     mcnemar,
     paired_difference,
@@ -80,6 +82,15 @@ def test_a_paired_difference_sees_what_single_intervals_hide() -> None:
 def test_two_items_prove_nothing() -> None:
     found = paired_difference({"a": 1.0, "b": 1.0}, {"a": 0.0, "b": 0.0}, 100.0, 500, 0, "x")
     assert found is not None and found.difference == 100.0 and not found.is_clear
+
+
+def test_the_fewest_items_are_those_that_the_exact_test_needs() -> None:
+    assert mcnemar(FEWEST_ITEMS, 0) < 1.0 - CONFIDENCE <= mcnemar(FEWEST_ITEMS - 1, 0)
+    for count in (FEWEST_ITEMS - 1, FEWEST_ITEMS):
+        better = {str(i): 1.5 for i in range(count)}
+        found = paired_difference(better, dict.fromkeys(better, 1.0), 1.0, 500, 0, "x")
+        assert found is not None and found.p_value is None and found.interval.low == 0.5
+        assert found.is_clear == (count == FEWEST_ITEMS), "an interval of no width alone proves nothing"
 
 
 def test_models_that_are_the_same_do_not_differ() -> None:

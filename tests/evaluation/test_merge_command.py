@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from .conftest import DIMENSIONS, tiny_suite, write_suite
+from .conftest import DIMENSIONS, tiny_suite, with_more_items, write_suite
 
 
 @pytest.fixture
@@ -30,13 +30,16 @@ def config(experts, tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def suite(questions: Path, tmp_path: Path) -> Path:
-    """Likelihoods alone: two items of each dimension tell models apart by them."""
-    whole = tiny_suite(questions)
+    """Likelihoods alone: six items of each dimension tell models apart by them."""
+    return write_suite(tmp_path / "suite.yml", likelihoods(with_more_items(tiny_suite(questions))))
+
+
+def likelihoods(suite: dict[str, Any]) -> dict[str, Any]:
     dimensions = {
         name: {key: metric for key, metric in metrics.items() if metric["kind"] == "answer-likelihood"}
-        for name, metrics in whole["dimensions"].items()
+        for name, metrics in suite["dimensions"].items()
     }
-    return write_suite(tmp_path / "suite.yml", {"name": "tiny", "dimensions": dimensions})
+    return {"name": "tiny", "dimensions": dimensions}
 
 
 def test_a_merge_that_loses_a_dimension_says_so(mergekit_3h, config, suite: Path, tmp_path: Path) -> None:
@@ -61,6 +64,14 @@ def test_a_merge_that_loses_a_dimension_says_so(mergekit_3h, config, suite: Path
 
     again = mergekit_3h("merge", file, tmp_path / "second", "--evaluate", suite, "--report", report, "-q", status=4)
     assert "merge.html" in again.output, "base and experts are known from the first time"
+
+
+def test_two_items_prove_no_loss(mergekit_3h, config, questions: Path, tmp_path: Path) -> None:
+    file = config({"helpful": 1.0, "honest": 0.0, "harmless": 0.0})
+    few = write_suite(tmp_path / "few.yml", likelihoods(tiny_suite(questions)))
+    said = mergekit_3h("merge", file, tmp_path / "out", "--evaluate", few).output
+    assert "honest: too few items (2, of at least 6) to tell the merge from honest." in said
+    assert "lost against" not in said and "kept honest (likelihood): too few items" in said.replace("\n", " ")
 
 
 def test_without_a_suite_it_merges(mergekit_3h, config, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from mergekit_3h.data.records import DataError
 from mergekit_3h.errors import OptionError
 from mergekit_3h.evaluation.gains import gain_kept, likelihood_metrics, scored_metrics
 from mergekit_3h.evaluation.items import EvaluatedItem
+from mergekit_3h.evaluation.proof import verdicts
 from mergekit_3h.evaluation.result import (
     EvaluationResult,
     MetricResult,
@@ -112,6 +113,38 @@ def test_no_share_where_the_experts_own_gain_may_be_none(four: dict[str, Evaluat
     assert within.share is None and within.why_not == "the expert's own gain is within the interval"
     assert none.share is None and none.why_not == "the expert is no better than the base"
     assert gain_kept(four["a"], four["base"], four["expert"], {}).why_not == "not measured"
+
+
+@pytest.mark.parametrize("count", [2, 5, 6])
+def test_with_too_few_items_nothing_is_clear(count: int) -> None:
+    """All items differ, so every interval has no width; only six of them cannot be chance."""
+    wrong, right = [0.0] * count, [1.0] * count
+    results = {
+        name: result(name, skill=metric(list(values), "helpful"), other=metric(list(rest), None))
+        for name, values, rest in (("base", wrong, right), ("expert", right, right), ("a", wrong, wrong))
+    }
+    results["b"] = results["expert"]
+    enough = count >= 6
+    table = side_by_side(results, "base", {"helpful": "expert"})
+    rows = {row.name: row for row in table.rows}
+    assert rows["b"].gains["helpful"].share == (1.0 if enough else None)
+    assert rows["b"].gains["helpful"].why_not == ("" if enough else f"too few items ({count}, of at least 6)")
+    assert rows["a"].ties == (set() if enough else {"skill", "helpful", "other", AVERAGE})
+    assert (rows["a"].scores[FORGETTING].low is None) == (not enough)
+    note = f"too few items to call a difference clear, at least 6 are needed: skill ({count}), other ({count})"
+    assert (note in table.notes) == (not enough)
+    sentences, is_bad = verdicts(results, "base", "a", {"helpful": "expert"})
+    assert is_bad == enough and ("lost against expert by 100.00 points" in sentences[0]) == enough
+    forgets = "Too few items to tell whether" if not enough else "The merge has forgotten"
+    assert sentences[-1].startswith(forgets)
+
+
+def test_one_metric_with_few_items_makes_the_average_unsure() -> None:
+    def one(many: float, few: float) -> EvaluationResult:
+        return result("m", many=metric(outcomes(many), "helpful"), few=metric([few] * 2, "helpful"))
+
+    table = side_by_side({"a": one(0.9, 1.0), "b": one(0.3, 0.0)})
+    assert table.rows[1].ties == {"few", "helpful", AVERAGE}
 
 
 def test_ranks_are_among_merges_and_ties_are_paired(table: SideBySide) -> None:
