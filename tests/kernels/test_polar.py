@@ -9,7 +9,7 @@ from kernels.oracle import merge_truncated, polar_factor, random_delta, relative
 from mergekit_3h.kernels.assembly import merge
 from mergekit_3h.kernels.inverse_roots import Factor, inverse_sqrt, inverse_sqrt_of_two_blocks
 from mergekit_3h.kernels.tasks import TaskMatrices
-from mergekit_3h.options import parse_options
+from mergekit_3h.spectral.registry import parse_options
 from mergekit_3h.spectral.tensors import merge_tensor
 
 SEEDS = 2000

@@ -42,7 +42,9 @@ def test_sound_merge_gives_no_findings(
     if "max_shard_size" in choices:
         assert (sound.base / "model.safetensors.index.json").exists()
     report = examine(sound.write(sound.config(method)), deep=True)
-    assert report.findings == []
+    # Of 16-bit checkpoints it is told how far rounding moved the updates.
+    told = {("note", "rounded-update")} if "dtype" in choices else set()
+    assert {(finding.severity, finding.rule) for finding in report.findings} == told
     written = sum(file.stat().st_size for file in sound.base.glob("*.safetensors"))
     # The headers of the files are the difference: a few kB at this size.
     assert 0.8 * written < report.estimates[0].output_bytes <= written

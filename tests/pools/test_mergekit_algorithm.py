@@ -11,6 +11,7 @@ from mergekit.merge_methods import registered_methods
 
 from fusion_bench_ext.algorithms import RTSVM, TSVM, MergeKitAlgorithm
 from mergekit_3h.errors import ModelError, OptionError, TensorError
+from mergekit_3h.spectral import registry
 
 from .conftest import EXPERTS, differing, merge_config, named_experts, pool_of, stored
 
@@ -76,8 +77,8 @@ def test_equals_mergekit_yaml(name, lazy, outputs, tmp_path):
 
 def test_covers_all_methods_that_merge():
     # passthrough merges nothing (test_pools.py); ramplus_tl is ram with other weights and has required parameters;
-    # safety_merge needs the whole merge, and is compared in tests/safety.
-    left_out = {"passthrough", "ramplus_tl", "safety_merge"}
+    # safety_merge needs the whole merge, and is compared in tests/safety; spectral methods in test_every_method.py.
+    left_out = {"passthrough", "ramplus_tl", "safety_merge", *registry.names()}
     assert {method.spec.name for method in registered_methods()} - set(METHODS) <= left_out
 
 

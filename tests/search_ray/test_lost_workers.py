@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from mergekit_3h.cluster.options import ClusterOptions
-from mergekit_3h.search import Point, Problem, SearchError, solve_problem
+from mergekit_3h.cluster.pool import ClusterError
+from mergekit_3h.search import Point, Problem, solve_problem
 from mergekit_3h.search.ray_runner import RayRunner
 
 CANDIDATES = [(0.1 * i, 0.3, 0.5 - 0.1 * i) for i in range(5)]
@@ -87,6 +88,6 @@ def test_a_job_that_ends_every_worker_ends_the_search(cluster: str, opening: Ope
     with RayRunner(opened(), opened, scale) as runner:
         list(runner.evaluate_models(["base"]))
         timer = freeze_then_kill(runner.workers[0].pid)
-        with pytest.raises(SearchError, match=r"1 workers? died of the same evaluation.*memory.*resume"):
+        with pytest.raises(ClusterError, match=r"1 workers? died of the same evaluation.*memory.*resume"):
             list(runner.evaluate(CANDIDATES, gradient=False))
         timer.join()

@@ -13,8 +13,9 @@ from shutil import copytree
 import pytest
 
 from mergekit_3h.cluster.options import ClusterOptions, parse_cluster_options
+from mergekit_3h.cluster.pool import ClusterError
 from mergekit_3h.errors import ModelError, OptionError
-from mergekit_3h.search import Problem, SearchError
+from mergekit_3h.search import Problem
 from mergekit_3h.search.ray_runner import RayRunner
 
 Opening = Callable[..., "partial[Problem]"]
@@ -72,7 +73,7 @@ def test_a_cluster_without_the_gpus(cluster: str, opening: Opening) -> None:
     scale = ClusterOptions(address=cluster, workers=1, gpus_per_worker=1.0, start_timeout=0.5)
     with (
         RayRunner(opened(), opened, scale) as runner,
-        pytest.raises(SearchError, match=r"no worker was ready within 0.5 s.*needs 1 CPU and 1 GPU"),
+        pytest.raises(ClusterError, match=r"no worker was ready within 0.5 s.*needs 1 CPU and 1 GPU"),
     ):
         list(runner.evaluate_models(["base"]))
 
