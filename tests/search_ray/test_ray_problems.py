@@ -90,11 +90,11 @@ def test_without_ray_the_error_names_the_extra() -> None:
     done = fresh("""
         import sys
         sys.modules["ray"] = None
-        from mergekit_3h.errors import OptionError
+        from mergekit_3h.optional import MissingExtraError
         from mergekit_3h.search.ray_runner import RayRunner
         try:
             RayRunner(None, None)
-        except OptionError as error:
+        except MissingExtraError as error:
             print(error)
     """)
     assert "pip install 'mergekit-3h[ray]'" in done.stdout, done.stderr
