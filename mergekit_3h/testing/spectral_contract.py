@@ -42,7 +42,7 @@ class SpectralContract:
 
     @pytest.fixture
     def method(self) -> SpectralMethod:
-        raise NotImplementedError("override the fixture `method` with the method to test")
+        pytest.fail("override the fixture `method` with the method to test")
 
     def test_options_are_described_and_have_defaults(self, method: SpectralMethod) -> None:
         assert registry.parse_options(method.name, {}).name == type(method).name
