@@ -89,6 +89,8 @@ def _accuracy(comparison: Comparison) -> Table:
 
 
 def _ranks(ours: ContenderResult) -> str:
+    if not ours.ranks:  # a method without ranks
+        return NOT_MEASURED
     low, high = min(ours.ranks), max(ours.ranks)
     how = "" if ours.decompositions == ["exact"] else f" ({', '.join(ours.decompositions)})"
     return (str(low) if low == high else f"{low}-{high}") + how

@@ -38,8 +38,8 @@ COMMANDS = """
     from click.testing import CliRunner
     from mergekit_3h.cli import main
 
-    print(json.dumps([(done.exit_code, done.output) for done in (CliRunner().invoke(main, arguments)
-        for arguments in json.loads(sys.argv[1]))]))
+    done = [CliRunner().invoke(main, arguments) for arguments in json.loads(sys.argv[1])]
+    print(json.dumps([(one.exit_code, f"{one.output}{one.exception!r}") for one in done]))
 """
 
 
