@@ -33,7 +33,7 @@ from mergekit_3h.kernels.krylov import krylov_spectrum
 from mergekit_3h.kernels.noise import rounding_edge
 from mergekit_3h.kernels.outliers import outlier_mass, outlier_weights
 from mergekit_3h.kernels.polar import PolarFactors, overlap_of
-from mergekit_3h.kernels.ranks import RankRule, rank_budget, sparsity
+from mergekit_3h.kernels.ranks import SMALLEST_KRYLOV_SIDE, RankRule, rank_budget, sparsity
 from mergekit_3h.kernels.rounding import RoundingToll, rounding_toll
 from mergekit_3h.kernels.settings import Settings
 from mergekit_3h.kernels.shares import Shares
@@ -115,7 +115,7 @@ def plan_layer(tasks: TaskMatrices, settings: Settings) -> Plan:
     needs_omega = settings.rank_selection == "sparsity" and settings.gamma > 0
     omega = sparsity(tasks, settings) if needs_omega else None
     budget = rank_budget(tasks, settings, omega or 0.0)
-    rules = [RankRule(tasks.columns, budget, edge, settings.energy) for edge in edges]
+    rules = [RankRule(tasks.full_rank, budget, edge, settings.energy) for edge in edges]
     return Plan(outlier_weights(masses, settings), omega, rules, tolls)
 
 
@@ -130,7 +130,7 @@ def _shares(tasks: TaskMatrices, plan: Plan, settings: Settings) -> tuple[Shares
         ranks = [tasks.columns if spectrum is None else spectrum.rank for spectrum in cut]
         both = math.sqrt(overlap_of(n, softness[0]) * overlap_of(n, softness[1]))
         return Truncations(tasks, cut, divisor=both if is_literal else 1), _report(plan, cut, ranks)
-    everything = RankRule(tasks.columns, tasks.columns, noise_edge=0.0, energy=1.0)
+    everything = RankRule(tasks.full_rank, tasks.full_rank, noise_edge=0.0, energy=1.0)
     spectra = _present(decompose(tasks, [everything] * n if is_literal else plan.rules, settings))
     ranks = [
         rule(s.values, s.total_square) if is_literal else s.rank for rule, s in zip(plan.rules, spectra, strict=True)
@@ -155,7 +155,8 @@ def decompose(tasks: TaskMatrices, rules: Sequence[RankRule | None], settings: S
 
 def _spectrum(tasks: TaskMatrices, i: int, rule: RankRule, settings: Settings) -> Spectrum:
     must_certify = settings.decomposition == "auto"
-    if settings.decomposition == "exact" or (must_certify and not rule.may_be_small):
+    may_be_small = rule.may_be_small and tasks.columns >= SMALLEST_KRYLOV_SIDE
+    if settings.decomposition == "exact" or (must_certify and not may_be_small):
         return exact_spectrum(tasks, i, rule)
     found = krylov_spectrum(tasks, i, rule, settings.tolerance, must_certify=must_certify)
     return found if found is not None else exact_spectrum(tasks, i, rule, method="exact, krylov not certified")

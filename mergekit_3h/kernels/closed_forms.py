@@ -84,10 +84,11 @@ def closed_form_components(tasks: TaskMatrices, pull: Pull) -> list[tuple[Tensor
 
 def gavish_donoho(values: Tensor, longer: int, shorter: int) -> float:
     """The hard threshold for singular values of a ``longer`` x ``shorter`` matrix with noise of unknown size (arXiv
-    1305.5870, Eq. 5): their median times a polynomial in the aspect."""
+    1305.5870, Eq. 5): their median times a polynomial in the aspect. Those that ``values`` lack are 0."""
     aspect = shorter / longer
     factor = 0.56 * aspect**3 - 0.95 * aspect**2 + 1.82 * aspect + 1.43
-    return factor * float(values[:shorter].median())
+    zeros = values.new_zeros(max(0, shorter - values.numel()))
+    return factor * float(torch.cat([values[:shorter], zeros]).median())
 
 
 def _inner(tasks: TaskMatrices, pull: Pull) -> tuple[list[Tensor], ClosedFormReport]:
@@ -107,7 +108,7 @@ def _inner(tasks: TaskMatrices, pull: Pull) -> tuple[list[Tensor], ClosedFormRep
     run_all(tasks.device, [decompose])
     squares, vectors = found[0]
     values = squares.sqrt()
-    rank = min(_rank(tasks, values, shares, edges, pull.rank_by), significant(values, columns))
+    rank = min(_rank(tasks, values, shares, edges, pull.rank_by), significant(values, tasks.full_shape[1]))
     kept, squares = vectors[:, :rank], squares[:rank]
     pulled = pull.filtered(squares)
     kept_pulled, kept_divided = kept * pulled, kept * (pulled / squares)
@@ -147,8 +148,9 @@ def _rank(tasks: TaskMatrices, values: Tensor, shares: Sequence[float], edges: S
         total = float(values.square().sum())
         return math.ceil(float(values.sum()) ** 2 / total) if total else 0
     if rank_by == "gavish_donoho":
-        stacked = sum(share > 0 for share in shares) * tasks.experts[0].shape[0]
-        longer, shorter = max(stacked, values.numel()), min(stacked, values.numel())
+        rows, columns = tasks.full_shape
+        stacked = sum(share > 0 for share in shares) * rows
+        longer, shorter = max(stacked, columns), min(stacked, columns)
         # One direction at least: a merge must not vanish.
         return max(1, int((values > gavish_donoho(values, longer, shorter)).sum())) if shorter else 0
     # sqrt(l) is a singular value of all sqrt(v_i) D_i above one another, whose noise reaches no further than this.

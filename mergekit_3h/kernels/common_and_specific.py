@@ -51,7 +51,7 @@ def merge_common_and_specific(
 ) -> tuple[Tensor, CommonSpecificReport]:
     """mean(S) polar(U) polar(V)^T, and how it came about."""
     n = len(tasks)
-    common_budget, own_budget = divided_rank(tasks.columns, n, common_fraction)
+    common_budget, own_budget = divided_rank(tasks.full_rank, n, common_fraction)
     edges = task_edges(tasks, noise_floor)
     total = UpdateSum(tasks, weights)
     floor = floor_of(tasks, weights, sum_spectrum(total), edges, noise_floor)
@@ -93,6 +93,7 @@ class Residuals(TaskMatrices):
 
     def __init__(self, total: UpdateSum, common: SumSpectrum) -> None:
         super().__init__(total.tasks.experts, total.tasks.base)
+        self.number_dtype, self.result_dtype = total.tasks.number_dtype, total.tasks.result_dtype
         self.total = total
         self.common = common.right
         self._scaled = common.right / common.values
@@ -147,7 +148,12 @@ class Residuals(TaskMatrices):
 
     def entry_errors(self) -> list[float]:
         """``rounding`` as root mean squares of the entries of R_1 .. R_n and D."""
-        return [self.rounding(i) / math.sqrt(self.rows * self.columns) for i in range(len(self.total.tasks) + 1)]
+        entries = math.prod(self.full_shape)
+        return [self.rounding(i) / math.sqrt(entries) for i in range(len(self.total.tasks) + 1)]
+
+    @property
+    def full_shape(self) -> tuple[int, int]:
+        return self.total.tasks.full_shape
 
     def block(self, i: int, rows: slice) -> Tensor:
         """Rows of R_i, or of D, in float64."""

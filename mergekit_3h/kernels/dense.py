@@ -26,8 +26,13 @@ def eigh_in_place(gram: Tensor) -> tuple[Tensor, Tensor]:
 
 def orthonormal_columns(matrix: Tensor) -> Tensor:
     """An orthonormal basis of the columns, by QR."""
+    return orthonormal_basis(matrix)[0]
+
+
+def orthonormal_basis(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Orthonormal columns, no more than the matrix has, and the coordinates of its columns in them."""
     pair = torch.linalg.qr(matrix)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-    return cast("tuple[Tensor, Tensor]", pair)[0]
+    return cast("tuple[Tensor, Tensor]", pair)
 
 
 def triangle_of_columns(blocks: Iterable[Tensor]) -> Tensor:
@@ -44,6 +49,12 @@ def triangle_of_columns(blocks: Iterable[Tensor]) -> Tensor:
 
 def singular_pairs(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Singular values, descending, and the right singular vectors as columns."""
+    _, values, right = singular_triplets(matrix)
+    return values, right
+
+
+def singular_triplets(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Left singular vectors as columns, singular values, descending, and right singular vectors as columns."""
     triple = torch.linalg.svd(matrix, full_matrices=False)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-    _, values, right = cast("tuple[Tensor, Tensor, Tensor]", triple)
-    return values, right.T
+    left, values, right = cast("tuple[Tensor, Tensor, Tensor]", triple)
+    return left, values, right.T

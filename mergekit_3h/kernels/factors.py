@@ -36,7 +36,9 @@ class SingularFactors:
         self, tasks: TaskMatrices, spectra: Sequence[Spectrum], entry_errors: Sequence[float] | None = None
     ) -> None:
         self.tasks = tasks
-        self._entry_errors = entry_errors or [number_error(expert, tasks.number_dtype) for expert in tasks.experts]
+        self._entry_errors = entry_errors or [
+            tasks.entry_share * number_error(expert, tasks.number_dtype) for expert in tasks.experts
+        ]
         self.right = torch.cat([s.right for s in spectra], dim=1)
         self.values = torch.cat([s.values for s in spectra])
         ends = list(accumulate((s.rank for s in spectra), initial=0))
@@ -128,14 +130,14 @@ class SingularFactors:
         def panels() -> Iterator[Tensor]:
             return (self.left_rows(rows) / norms for rows in self.tasks.row_spans())
 
-        errors = self._errors(self.tasks.rows)
+        errors = self._errors(self.tasks.full_sides[0])
         if self.is_left_wide:
             return Factor(lambda: iter([torch.cat(list(panels())).T]), _spread(errors, self.tasks.rows))
         return Factor(panels, errors)
 
     def right_side(self) -> Factor:
         """What ``right_gram`` is the Gram matrix of: V, or V^T where V is wide."""
-        errors = self._errors(self.tasks.columns)
+        errors = self._errors(self.tasks.full_sides[1])
         if self.is_right_wide:
             return Factor(lambda: iter([self.right.T]), _spread(errors, self.tasks.columns))
         return Factor(lambda: iter([self.right]), errors)

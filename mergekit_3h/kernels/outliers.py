@@ -14,7 +14,7 @@ ROUNDING = 1e-12
 def outlier_mass(tasks: TaskMatrices, i: int) -> float:
     """Sum of |delta| over the entries that reach mu_r + 3 sigma_r of their row r: the numerator of Eq. 8."""
     mass = torch.zeros((), dtype=torch.float64, device=tasks.device)
-    for block in tasks.blocks_as_stored(i):
+    for block in tasks.entry_blocks(i):
         size = block.abs_()
         mu = size.mean(dim=1, keepdim=True)  # Eq. 6
         sigma = (size - mu).square_().mean(dim=1, keepdim=True).sqrt_()  # Eq. 7, without its cancellation

@@ -25,7 +25,7 @@ EPSILON_FLOAT32 = float(torch.finfo(torch.float32).eps)
 
 def sparsity(tasks: TaskMatrices, settings: Settings) -> float:
     """Omega of Eq. 9: the share of entries, over all tasks, with |delta| < epsilon."""
-    count = len(tasks) * tasks.rows * tasks.columns
+    count = len(tasks) * math.prod(tasks.full_shape)
     threshold = settings.epsilon
     if settings.epsilon_mode == "relative":
         threshold *= math.sqrt(_total(tasks, lambda block: block.square_()) / count)
@@ -38,7 +38,7 @@ def _total(tasks: TaskMatrices, term: Callable[[Tensor], Tensor]) -> float:
 
     def add_up(i: int) -> None:
         total = torch.zeros((), dtype=torch.float64, device=tasks.device)
-        for block in tasks.blocks_as_stored(i):
+        for block in tasks.entry_blocks(i):
             total += term(block).sum()
         sums[i] = float(total)
 
@@ -48,10 +48,10 @@ def _total(tasks: TaskMatrices, term: Callable[[Tensor], Tensor]) -> float:
 
 def rank_budget(tasks: TaskMatrices, settings: Settings, omega: float) -> int:
     """Rank that each task may have: k_l of Eq. 10, or its n-th part. At least 1."""
-    layer_rank = tasks.columns
+    layer_rank = tasks.full_rank
     if settings.rank_selection == "sparsity":
         # Eq. 10. Rounded first: 100 (1 - 0.9) is 9.999999999999998 in float64.
-        layer_rank = math.floor(round(tasks.columns * (1 - settings.gamma * omega), 9))
+        layer_rank = math.floor(round(tasks.full_rank * (1 - settings.gamma * omega), 9))
     return max(1, layer_rank // len(tasks) if settings.rank_budget == "shared" else layer_rank)
 
 

@@ -76,7 +76,7 @@ class UpdateSum:
         tasks = self.tasks
         each = [number_error(expert, tasks.number_dtype) for expert in tasks.experts]
         entry = math.hypot(*(weight * error for weight, error in zip(self.weights, each, strict=True)))
-        return RANDOM_REACH * entry * math.sqrt(tasks.rows)
+        return RANDOM_REACH * entry * tasks.entry_share * math.sqrt(max(tasks.full_shape))
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,13 @@ model nor ten experts need more memory than the checkpoints' own tensors.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+from copy import copy
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from mergekit_3h.kernels.workers import spans
 
@@ -30,13 +33,13 @@ CACHE_ELEMENTS = 1 << 16
 class TaskMatrices:
     """``n`` matrices of one shape. ``base=None`` says that ``experts`` are the updates themselves.
 
-    Results are as precise as the numbers that go in, float64 among them or not, unless ``exact_result`` asks for
-    float64: what is still to be decomposed should not be rounded in between.
+    Results are as precise as the numbers that go in, float64 among them or not, unless ``with_exact_result``
+    asks for float64: what is still to be decomposed should not be rounded in between.
 
     The kernels see each matrix with at least as many rows as columns: a wide one is transposed as it is read.
     """
 
-    def __init__(self, experts: Sequence[Tensor], base: Tensor | None = None, *, exact_result: bool = False) -> None:
+    def __init__(self, experts: Sequence[Tensor], base: Tensor | None = None) -> None:
         first = experts[0]
         if first.ndim != 2 or any(t.shape != first.shape for t in [*experts, *([] if base is None else [base])]):
             raise ValueError("task matrices must be two-dimensional and of one shape")
@@ -47,10 +50,38 @@ class TaskMatrices:
         self.device = first.device
         is_double = any(t.dtype == torch.float64 for t in [*experts, *([] if base is None else [base])])
         self.number_dtype = torch.float64 if is_double else torch.float32
-        self.result_dtype = torch.float64 if exact_result else self.number_dtype
+        self.result_dtype = self.number_dtype
 
     def __len__(self) -> int:
         return len(self.experts)
+
+    @property
+    def full_shape(self) -> tuple[int, int]:
+        """Of the checkpoint's matrix, as it is oriented: ranks are budgeted by it. The matrices themselves may be
+        smaller, where they stand for updates of low rank (``core_space.py``)."""
+        rows, columns = self.experts[0].shape
+        return rows, columns
+
+    @property
+    def full_rank(self) -> int:
+        return min(self.full_shape)
+
+    @property
+    def full_sides(self) -> tuple[int, int]:
+        """``full_shape``, tall side up where the matrices are."""
+        rows, columns = self.full_shape
+        return (columns, rows) if self.is_wide else (rows, columns)
+
+    @property
+    def entry_share(self) -> float:
+        """Root mean square entry of a checkpoint's update, relative to that of the matrix that stands for it."""
+        return math.sqrt(self.rows * self.columns / math.prod(self.full_shape))
+
+    def with_exact_result(self) -> Self:
+        """The same with results in float64."""
+        other = copy(self)
+        other.result_dtype = torch.float64
+        return other
 
     def block(self, i: int, rows: slice) -> Tensor:
         """Rows of delta_i, tall side up, in float64."""
@@ -71,6 +102,10 @@ class TaskMatrices:
         """
         shape = self.experts[i].shape
         return self._each(i, spans(shape[0], max(1, self._block_elements // shape[1])), transpose=False)
+
+    def entry_blocks(self, i: int) -> Iterator[Tensor]:
+        """The entries that delta_i has in the checkpoint, from top to bottom, for what depends on single entries."""
+        return self.blocks_as_stored(i)
 
     def row_spans(self) -> list[slice]:
         step = max(64, self._block_elements // self.columns)

@@ -42,6 +42,10 @@ class IsoC(FlooredMethod):
         "mean: its singular values have the mean of the sum's (the paper's), so it is smaller.",
     )
 
+    @property
+    def is_equivariant(self) -> bool:
+        return True
+
     def merge(self, tasks: TaskMatrices, weights: Sequence[float]) -> tuple[Tensor, IsotropicReport]:
         return merge_isotropic(tasks, weights, self.power, self.scale, self.noise_floor)
 

@@ -31,6 +31,10 @@ class IsoCTS(FlooredMethod):
         description="Share of the rank that the sum's leading directions get; the experts divide the rest among them.",
     )
 
+    @property
+    def is_equivariant(self) -> bool:
+        return True
+
     def merge(self, tasks: TaskMatrices, weights: Sequence[float]) -> tuple[Tensor, CommonSpecificReport]:
         return merge_common_and_specific(tasks, weights, self.common_fraction, self.noise_floor)
 

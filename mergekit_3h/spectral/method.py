@@ -62,6 +62,13 @@ class SpectralMethod(BaseModel, ABC):
         "each expert's update, what rounding took. mergekit-3h inspect shows it.",
     )
 
+    @property
+    def is_equivariant(self) -> bool:
+        """Whether the merge turns with its inputs: merge(P D_i Q^T) = P merge(D_i) Q^T for orthogonal P and Q. What it
+        takes from shapes has to be from the tasks' ``full_shape``, from single entries from their ``entry_blocks``.
+        Updates of low rank are then merged in the small space that they share."""
+        return False
+
     @abstractmethod
     def merge(self, tasks: TaskMatrices, weights: Sequence[float]) -> tuple[Tensor, Any]:
         """The merged update in the checkpoint's orientation, before the factor lambda, and a report how it came about.

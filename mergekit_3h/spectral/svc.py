@@ -64,8 +64,12 @@ class SVC(SpectralMethod):
             raise OptionError(f"option 'combine': got {value!r}; svc calibrates {', '.join(calibrated_methods())}")
         return value
 
+    @property
+    def is_equivariant(self) -> bool:
+        return self.combine == PLAIN_SUM or registry.parse_options(self.combine, {}).is_equivariant
+
     def merge(self, tasks: TaskMatrices, weights: Sequence[float]) -> tuple[Tensor, SVCReport]:
-        merged, report = self._combined(TaskMatrices(tasks.experts, tasks.base, exact_result=True), weights)
+        merged, report = self._combined(tasks.with_exact_result(), weights)
         result, told = calibrated(merged, tasks, self._alpha(len(tasks)))
         return result, _report(told, report)
 

@@ -50,6 +50,10 @@ class SWUDI(SpectralMethod):
         start = {"mean": 1.0 / experts, "sum": 1.0, "zero": 0.0}[self.start]
         return Pull(start, self.rank, math.inf if self.filter == "sharp" else self.filter_time)
 
+    @property
+    def is_equivariant(self) -> bool:
+        return True
+
     def merge(self, tasks: TaskMatrices, weights: Sequence[float]) -> tuple[Tensor, ClosedFormReport]:
         return merge_closed_form(tasks, weights, self.pull(len(tasks)))
 

@@ -58,6 +58,11 @@ class TSVM(RankedMethod):
     def _of_every_method(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in _KERNEL_OPTIONS}
 
+    @property
+    def is_equivariant(self) -> bool:
+        """orthogonalize_first takes its sides from the aspect of the matrix."""
+        return self.settings().order == "truncate_first"
+
     def merge(self, tasks: TaskMatrices, weights: Sequence[float]) -> tuple[Tensor, assembly.Report]:
         return assembly.merge(tasks, weights, self.settings())
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from mergekit_3h.errors import OptionError, TensorError
+from mergekit_3h.kernels.core_space import LowRank, merged_in_core_space
 from mergekit_3h.kernels.tasks import TaskMatrices
 from mergekit_3h.spectral import registry
 from mergekit_3h.spectral.literal import relative_error
@@ -112,6 +113,18 @@ class SpectralContract:
     def test_a_zero_update_among_others_stands_still(self, method: SpectralMethod, shape: tuple[int, int]) -> None:
         _require_still(method, [low_rank(shape, 3, 0), torch.zeros(shape), low_rank(shape, 3, 1)])
 
+    @pytest.mark.parametrize("shape", SHAPES)
+    def test_low_rank_updates_merge_alike_in_their_core_space(
+        self, method: SpectralMethod, shape: tuple[int, int]
+    ) -> None:
+        if not method.is_equivariant:
+            pytest.skip(f"{method.name} does not say that it turns with its inputs under these options")
+        updates = [factors(shape, rank, seed) for seed, rank in enumerate([4, 0, 5, 3])]
+        weights = [1.0, 1.0, 0.5, 1.5]
+        in_core = merged_in_core_space(updates, lambda tasks: method.merge(tasks, weights)[0])
+        dense, _ = method.merge(TaskMatrices([each.dense(torch.float32) for each in updates]), weights)
+        assert relative_error(in_core.dense(torch.float64), dense) < PROMISE
+
     @pytest.mark.parametrize("shape", [(1, 12), (12, 1), (1, 1), (2, 3)])
     def test_the_smallest_matrices(self, method: SpectralMethod, shape: tuple[int, int]) -> None:
         merged, _ = method.merge(TaskMatrices([update(shape, seed) for seed in range(5)]), [1.0] * 5)
@@ -173,6 +186,14 @@ def update(shape: tuple[int, int], seed: int) -> Tensor:
     u, s, vh = torch.linalg.svd(_normal(shape, seed).double(), full_matrices=False)
     s = s[0] * torch.arange(1, s.numel() + 1, dtype=torch.float64) ** -0.7
     return (1e-3 * (u @ torch.diag(s) @ vh + 0.5 * _normal(shape, 999))).float()
+
+
+def factors(shape: tuple[int, int], rank: int, seed: int) -> LowRank:
+    """An update as a LoRA adapter has it; those of seeds 0 and 3 have a direction of the input side in common."""
+    right = _normal((rank, shape[1]), 2 * seed + 1)
+    if seed in (0, 3):
+        right[0] = _normal((1, shape[1]), 999)[0]
+    return LowRank(_normal((shape[0], rank), 2 * seed), right, 1e-3)
 
 
 def low_rank(shape: tuple[int, int], rank: int, seed: int) -> Tensor:
