@@ -12,6 +12,7 @@ import torch
 from fusion_bench.modelpool.base_pool import BaseModelPool
 from fusion_bench.modelpool.causal_lm.causal_lm import CausalLMPool
 from mergekit import merge_methods
+from mergekit.merge_methods.base import MergeMethodSpec
 from torch import Tensor, nn
 
 from fusion_bench_ext.agreement import names_to_merge
@@ -21,6 +22,7 @@ from fusion_bench_ext.models import OpenModel
 from fusion_bench_ext.pools import model_path
 from mergekit_3h.checkpoints.tokenizers import load_tokenizer
 from mergekit_3h.errors import ModelError
+from mergekit_3h.methods.fixed_merge import NO_OPTIONS, candidate_parameters
 from mergekit_3h.safety.combination import Combination
 from mergekit_3h.safety.port import BASE_LABEL, OpenedModels
 
@@ -60,12 +62,24 @@ class PoolFixedMerge(MergeKitAlgorithm):
     """The method that combines the models, which can also merge a tensor with other weights."""
 
     def __init__(
-        self, combination: Combination, weights: Mapping[str, Any], base: str, seed: int | None, names: Sequence[str]
+        self,
+        combination: Combination,
+        weights: Mapping[str, Any],
+        base: str,
+        experts: Sequence[str],
+        seed: int | None,
+        names: Sequence[str],
     ) -> None:
-        own = {expert: {**combination.own.get(expert, {}), "weight": weight} for expert, weight in weights.items()}
+        own = {expert: dict(combination.own.get(expert, {})) for expert in experts}
+        for expert, weight in weights.items():
+            own[expert]["weight"] = weight
         super().__init__(combination.method, combination.shared, own, seed=seed)
-        self._ids, self._base, self._names = list(weights), base, list(names)
+        self._ids, self._base, self._names = list(experts), base, list(names)
         self.arrange(self._names)  # layer gradients have to know the last layer
+
+    @property
+    def spec(self) -> MergeMethodSpec:
+        return self._method.spec
 
     def not_merged(self, names: Sequence[str]) -> list[str]:
         return [name for name in names if name not in self._names]
@@ -78,13 +92,21 @@ class PoolFixedMerge(MergeKitAlgorithm):
                 seen.append(parameters)
                 yield name
 
-    def combine(self, name: str, base: Tensor, experts: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    def combine(
+        self,
+        name: str,
+        base: Tensor,
+        experts: Sequence[Tensor],
+        weights: Sequence[float] | None,
+        options: Mapping[str, float] = NO_OPTIONS,
+    ) -> Tensor:
         ids: list[Any] = [*self._ids, self._base]
-        parameters = self._resolve(name, self._depth(name), ids, self._base)
+        planned = self._resolve(name, self._depth(name), ids, self._base)
+        parameters = candidate_parameters(self.spec, planned, self._ids, weights, options)
         return merge_methods.merge_tensors(
             [*experts, base],
             self._method,
-            parameters={**parameters, "weight": dict(zip(self._ids, weights, strict=True))},
+            parameters=parameters,
             ids=ids,
             base_index=len(experts),
             name=name,
@@ -140,14 +162,15 @@ class PoolHost:
         module = build_module(self._base, {name: self._base.load(name).clone() for name in names})
         return module.to(device) if dtype == "auto" else module.to(device=device, dtype=getattr(torch, dtype))
 
-    def fixed(self, weights: Mapping[str, Any]) -> PoolFixedMerge:
-        return PoolFixedMerge(self.combination, weights, self._base.name, self._seed, self._tensors)
+    def fixed(self, weights: Mapping[str, Any], options: Mapping[str, float]) -> PoolFixedMerge:
+        combination, experts = self.combination.with_options(options), [expert.name for expert in self._experts]
+        return PoolFixedMerge(combination, weights, self._base.name, experts, self._seed, self._tensors)
 
-    def static(self, weights: Mapping[str, Any]) -> dict[str, Any] | None:
+    def static(self, weights: Mapping[str, Any], options: Mapping[str, float]) -> dict[str, Any] | None:
         base, *experts = self._paths.items()
         if None in self._paths.values():
             return None
-        return self.combination.static(base[1], dict(experts), weights, kept={})
+        return self.combination.with_options(options).static(base[1], dict(experts), weights, kept={})
 
     def report_folder(self) -> Path | None:
         return self._report

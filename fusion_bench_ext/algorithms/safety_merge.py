@@ -32,6 +32,7 @@ from mergekit_3h.safety.options import (
 )
 from mergekit_3h.search.combinations import require_searchable
 from mergekit_3h.search.solution import Solution
+from mergekit_3h.search.tuning import WEIGHT, searched_names
 from mergekit_3h.suggestions import did_you_mean
 
 
@@ -66,7 +67,9 @@ class SafetyMerge(StreamingAlgorithm):
             for name in options:
                 require_known("safety_merge", name, known)
             if "combine" in options:
-                require_searchable(options["combine"], [method.spec for method in registered_methods()])
+                finds_weights = WEIGHT in searched_names(str(options.get("over", WEIGHT)))
+                specs = [method.spec for method in registered_methods()]
+                require_searchable(options["combine"], specs, with_weights=finds_weights)
             parsed = parse_safety_merge_options(options)
         for name, value in parsed.by_name().items():
             setattr(self, name, value)
@@ -102,10 +105,13 @@ class SafetyMerge(StreamingAlgorithm):
                     f"option 'model_parameters': no model to merge is called {name!r}; {did_you_mean(name, experts)}"
                 )
         for where, given in {"parameters": self.parameters, **self.model_parameters}.items():
-            require_free_weights(combination.method, where, given)
+            require_free_weights(combination.given.search, where, given)
         combination.records()
         combination.spectral()
-        fixed = PoolFixedMerge(combination, dict.fromkeys(experts, 1.0), base or BASE_NAME, self.random_seed, [])
+        weights = dict.fromkeys(experts, 1.0) if combination.finds_weights else {}
+        fixed = PoolFixedMerge(combination, weights, base or BASE_NAME, experts, self.random_seed, [])
+        combination.require_startable(fixed.spec, experts)
+        combination.axes(fixed.spec, len(experts))
         fixed.check_pool(base, experts)
 
     def arrange(self, names: list[str]) -> list[str]:

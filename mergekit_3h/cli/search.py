@@ -70,11 +70,21 @@ def command(config: Path, output: Path, resume: bool, force: bool, quiet: bool, 
         _show(solution, output)
 
 
+def _cost(solution: Solution) -> str:
+    """What it took to find options, with what an interrupted search had done before."""
+    seconds = sum(m.seconds for m in [*solution.models.values(), *(point.measured for point in solution.points)])
+    time = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+    models, merges = sum(model.passes for model in solution.models.values()), solution.merges
+    return (
+        f"{solution.passes} forward passes over the data, {models} more for the single models; {merges} merges; {time}"
+    )
+
+
 def _show(solution: Solution, output: Path) -> None:
     names = list(solution.best.measured.losses)
     rows = {label: model.losses for label, model in solution.models.items()}
     if solution.uniform is not None:
-        rows["uniform merge"] = solution.uniform.measured.losses
+        rows["start" if solution.layout.options else "uniform merge"] = solution.uniform.measured.losses
     rows["result"] = solution.best.measured.losses
     cells = [[f"{losses[name]:.4f}" if name in losses else "failed" for name in names] for losses in rows.values()]
     table = Table(["loss", *names], [[label, *row] for label, row in zip(rows, cells, strict=True)])
@@ -82,6 +92,9 @@ def _show(solution: Solution, output: Path) -> None:
     for group, values in solution.layout.by_group(solution.coefficients).items():
         prefix = "weights" if len(solution.layout.groups) == 1 else group
         click.echo(f"{prefix}: " + ", ".join(f"{expert} {value:.4g}" for expert, value in values.items()))
+    if solution.layout.options:
+        click.echo("options: " + ", ".join(f"{name} {value:.4g}" for name, value in solution.option_values().items()))
+        click.echo(_cost(solution))
     click.echo(f"{solution.stopped} after {len(solution.points)} evaluations; wrote {output}")
     if not solution.best.satisfies:
         click.echo("No candidate keeps min_safety; this is the best compromise.", err=True)

@@ -24,14 +24,21 @@ _CANCELLED = 1e-6
 """A sum of weights below this share of their sizes is one that was meant to be 0, as 0.1 + 0.2 - 0.3 is not quite."""
 
 
+def share_of(method: str, option: str) -> tuple[float, float] | None:
+    """Between which values an option of one of mergekit's methods means something, where it is a share."""
+    methods, low, high = _SHARES.get(option, ((), 0.0, 0.0))
+    return (low, high) if method in methods else None
+
+
 def meaningless(method: str, option: str, value: Any) -> str:
     """Why this value makes no sense although mergekit takes it; empty if it does."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return ""
     if not math.isfinite(value):
         return f"{option}: got {value!r}, expected a finite number; every tensor it applies to would be NaN"
-    methods, low, high = _SHARES.get(option, ((), 0.0, 0.0))
-    if method in methods and not low <= value <= high:
+    share = share_of(method, option)
+    if share is not None and not share[0] <= value <= share[1]:
+        low, high = share
         return f"{option}: got {value!r}, expected a share between {low:g} and {high:g}, which mergekit does not check"
     return ""
 

@@ -6,8 +6,9 @@ own, and what is computed here for a tensor is what ``mergekit-yaml static.yml``
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 from mergekit import merge_methods
@@ -15,6 +16,7 @@ from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
 from mergekit.io.tasks import LoaderCache
 from mergekit.merge_methods import ParameterScope
+from mergekit.merge_methods.base import MergeMethodSpec
 from mergekit.merge_methods.task_adapter import ExecuteMergeMethodTask
 from mergekit.options import MergeOptions
 from torch import Tensor
@@ -22,6 +24,8 @@ from torch import Tensor
 from mergekit_3h.errors import OptionError, ThreeHError
 from mergekit_3h.lint.host_plan import save_tasks
 from mergekit_3h.methods.safety_request import SafetyRequest
+
+NO_OPTIONS: Mapping[str, float] = MappingProxyType({})
 
 
 class MergekitFixedMerge:
@@ -41,11 +45,23 @@ class MergekitFixedMerge:
         """The tensor that mergekit calls ``name``, from those of all models."""
         return self._tasks[name].execute(dict(tensors))
 
-    def combine(self, name: str, base: Tensor, experts: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-        """The tensor of a candidate: the experts have other weights than those that were planned."""
+    @property
+    def spec(self) -> MergeMethodSpec:
+        return merge_methods.get(self.config["merge_method"]).spec
+
+    def combine(
+        self,
+        name: str,
+        base: Tensor,
+        experts: Sequence[Tensor],
+        weights: Sequence[float] | None,
+        options: Mapping[str, float] = NO_OPTIONS,
+    ) -> Tensor:
+        """The tensor of a candidate, whose experts have other weights, and the method other options, than those that
+        were planned."""
         task = self._by_any_name[name]
         models = list(self.request.experts.values())
-        parameters = {**_own_parameters(task, models), "weight": dict(zip(models, weights, strict=True))}
+        parameters = candidate_parameters(self.spec, _own_parameters(task, models), models, weights, options)
         return merge_methods.merge_tensors(
             [*experts, base],
             task.method_name,
@@ -90,10 +106,27 @@ def _planned(config: Mapping[str, Any], options: MergeOptions) -> dict[str, Exec
 
 
 def _own_parameters(task: ExecuteMergeMethodTask, models: Sequence[ModelReference]) -> dict[str, Any]:
-    """Everything but the weights, as mergekit has resolved it for this tensor."""
+    """Everything as mergekit has resolved it for this tensor."""
     spec = merge_methods.get(task.method_name).spec
     parameters = dict(task.parameters.items())
     for parameter in spec.input_parameters:
-        if parameter.name != "weight" and parameter.scope == ParameterScope.NON_BASE:
+        if parameter.scope == ParameterScope.NON_BASE:
             parameters[parameter.name] = {model: task.input_parameters[model][parameter.name] for model in models}
+    return parameters
+
+
+def candidate_parameters(
+    spec: MergeMethodSpec,
+    planned: Mapping[str, Any],
+    experts: Sequence[Hashable],
+    weights: Sequence[float] | None,
+    options: Mapping[str, float],
+) -> dict[str, Any]:
+    """The planned parameters of one tensor with other weights and options, and without a record of its merge."""
+    parameters = {name: value for name, value in planned.items() if name != "record"}
+    if weights is not None:
+        parameters["weight"] = dict(zip(experts, weights, strict=True))
+    of_experts = {parameter.name for parameter in spec.input_parameters}
+    for name, value in options.items():
+        parameters[name] = dict.fromkeys(experts, value) if name in of_experts else value
     return parameters

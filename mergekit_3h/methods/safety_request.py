@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from mergekit_3h.safety.combination import Combination, require_free_weights
 from mergekit_3h.safety.options import parse_safety_merge_options, safety_merge_option_names
 from mergekit_3h.safety.port import BASE_LABEL
 from mergekit_3h.search.combinations import require_searchable
+from mergekit_3h.search.options import SearchOptions
+from mergekit_3h.search.tuning import WEIGHT, searched_names
 from mergekit_3h.suggestions import did_you_mean
 
 METHOD_NAME = "safety_merge"
@@ -39,6 +41,10 @@ class SafetyRequest:
     def models(self) -> dict[str, ModelReference]:
         """All models by label, the base first."""
         return {BASE_LABEL: self.base, **self.experts}
+
+    def with_options(self, values: Mapping[str, float]) -> SafetyRequest:
+        """The same with these values for options of the method that combines the models."""
+        return replace(self, combination=self.combination.with_options(values))
 
     def static(self, weights: Mapping[str, Any]) -> dict[str, Any]:
         """The ordinary mergekit config that merges with fixed weights, given by the experts' labels."""
@@ -121,20 +127,25 @@ def read_request(config: Any, overrides: Mapping[str, Any] | None = None) -> Saf
     given, shared = _divided(dict(raw.get("parameters", {})))
     if config.merge_method != METHOD_NAME:
         given["combine"] = config.merge_method
-        shared.pop("weight", None)
     given.update(overrides or {})
+    finds_weights = WEIGHT in searched_names(str(given.get("over", WEIGHT)))
+    if config.merge_method != METHOD_NAME and finds_weights:
+        shared.pop(WEIGHT, None)
     if "combine" in given:
-        require_searchable(given["combine"], [method.spec for method in registered_methods()])
+        specs = [method.spec for method in registered_methods()]
+        require_searchable(given["combine"], specs, with_weights=finds_weights)
     options = parse_safety_merge_options(given)
-    _require_known_parameters(config, merge_methods.get(options.search.combine))
+    _require_known_parameters(config, merge_methods.get(options.search.combine), options.search)
     experts = labelled_models([model for model, _ in inputs if str(model) != base])
     if not experts:
         raise ModelError("safety_merge needs at least one expert beside the base model: add it under `models:`")
-    own = {label: _own_parameters(inputs, model, config.merge_method) for label, model in experts.items()}
+    dropped = config.merge_method != METHOD_NAME and finds_weights
+    own = {label: _own_parameters(inputs, model, dropped) for label, model in experts.items()}
     kept = {
         key: raw[key] for key in ("dtype", "out_dtype", "tokenizer_source", "tokenizer", "chat_template") if key in raw
     }
     combination = Combination(options, shared, {label: given for label, given in own.items() if given})
+    combination.require_startable(merge_methods.get(combination.method).spec, experts)
     return SafetyRequest(config.base_model, experts, combination, kept)
 
 
@@ -195,20 +206,21 @@ def _folder_name(model: ModelReference) -> str:
     return Path(source.path).name or source.path
 
 
-def _own_parameters(inputs: list[tuple[ModelReference, dict[str, Any]]], model: ModelReference, method: str) -> Any:
+def _own_parameters(inputs: list[tuple[ModelReference, dict[str, Any]]], model: ModelReference, dropped: bool) -> Any:
+    """Those of one model, without a weight that is to be found anew."""
     own = next(dict(parameters) for reference, parameters in inputs if reference == model)
-    if method != METHOD_NAME:
-        own.pop("weight", None)
+    if dropped:
+        own.pop(WEIGHT, None)
     return own
 
 
-def _require_known_parameters(config: MergeConfiguration, method: MergeMethod) -> None:
+def _require_known_parameters(config: MergeConfiguration, method: MergeMethod, options: SearchOptions) -> None:
     """mergekit drops parameters it does not know without a word; here they are errors."""
     of_method = [parameter.name for parameter in method.spec.parameters if parameter.name != "weight"]
     is_ours = config.merge_method == METHOD_NAME
     for place in parameter_places(config):
         fixed = place.parameters if is_ours else {k: v for k, v in place.parameters.items() if k != "weight"}
-        require_free_weights(method.spec.name, place.where, fixed)
+        require_free_weights(options, place.where, fixed)
         for name in place.parameters:
             if name in safety_merge_option_names():
                 _require_global(place, name)

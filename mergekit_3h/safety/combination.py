@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mergekit_3h.errors import OptionError
 from mergekit_3h.losses.records import LocatedRecord, by_set, located_records
 from mergekit_3h.safety.options import SafetyMergeOptions
+from mergekit_3h.search.axes import Axis
 from mergekit_3h.search.combinations import require_plain
+from mergekit_3h.search.options import SearchOptions
+from mergekit_3h.search.tuning import (
+    WEIGHT,
+    host_axes,
+    require_plain_starts,
+    searched_names,
+    searched_options,
+    spectral_axes,
+)
 from mergekit_3h.spectral import registry
 from mergekit_3h.spectral.method import SpectralMethod
 
@@ -26,6 +36,36 @@ class Combination:
     @property
     def method(self) -> str:
         return self.given.search.combine
+
+    @property
+    def finds_weights(self) -> bool:
+        return WEIGHT in searched_names(self.given.search.over)
+
+    def axes(self, spec: Any, experts: int) -> tuple[Axis, ...]:
+        """The options of the method that are searched; ``spec`` is mergekit's declaration of it."""
+        names = searched_options(self.given.search.over)
+        if not names:
+            return ()
+        method = self.spectral()
+        return host_axes(names, spec, self.shared) if method is None else spectral_axes(names, method, experts)
+
+    def require_startable(self, spec: Any, experts: Collection[str]) -> None:
+        """Raise unless the parameters say what an option that is searched starts from, and what is merged with it."""
+        names = searched_options(self.given.search.over)
+        require_plain_starts(names, self.shared, self.own)
+        if self.finds_weights:
+            return
+        needs = any(parameter.name == WEIGHT and parameter.required for parameter in spec.parameters)
+        has_all = WEIGHT in self.shared or all(WEIGHT in self.own.get(label, {}) for label in experts)
+        if needs and not has_all:
+            raise OptionError(
+                f"{self.method} needs a weight for every expert: give each one in the config, or search the weights "
+                f"too, by over '{WEIGHT},{self.given.search.over}'"
+            )
+
+    def with_options(self, values: Mapping[str, float]) -> Combination:
+        """The same with these values for options of the method."""
+        return replace(self, shared={**self.shared, **values})
 
     def spectral(self) -> SpectralMethod | None:
         """The spectral method with its options, if one combines the models."""
@@ -52,18 +92,20 @@ class Combination:
         return {"parameters": dict(self.shared), "model_parameters": own}
 
     def static(self, base: Any, experts: Mapping[str, Any], weights: Mapping[str, Any], kept: Mapping[str, Any]) -> Any:
-        """The ordinary mergekit config that merges with fixed weights. Models are named as mergekit finds them, the
-        experts by their labels; ``kept`` are keys of the config that are no business of the method."""
-        models = [
-            {"model": model, "parameters": {**self.own.get(label, {}), "weight": weights[label]}}
-            for label, model in experts.items()
-        ]
+        """The ordinary mergekit config that merges with fixed weights: these, or those of the config where they are
+        not searched. Models are named as mergekit finds them, the experts by their labels; ``kept`` are keys of the
+        config that are no business of the method."""
+        models: list[dict[str, Any]] = []
+        for label, model in experts.items():
+            parameters = {**self.own.get(label, {}), **({WEIGHT: weights[label]} if self.finds_weights else {})}
+            models.append({"model": model, **({"parameters": parameters} if parameters else {})})
         config = {"merge_method": self.method, "base_model": base, "models": models}
         return {**config, **({"parameters": dict(self.shared)} if self.shared else {}), **kept}
 
 
-def require_free_weights(combine: str, where: str, parameters: Mapping[str, Any]) -> None:
+def require_free_weights(options: SearchOptions, where: str, parameters: Mapping[str, Any]) -> None:
     """Raise if the parameters at this place fix what the search is to find."""
-    if "weight" in parameters:
+    if WEIGHT in parameters and WEIGHT in searched_names(options.over):
         raise OptionError(f"{where}.weight: the weights are what safety_merge searches; remove it")
-    require_plain(combine, where, parameters)
+    if not searched_options(options.over):
+        require_plain(options.combine, where, parameters)

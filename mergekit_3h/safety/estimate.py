@@ -103,8 +103,11 @@ def _forward_flops(model: nn.Module, batches: Sequence[Batch]) -> float:
 
 
 def _component_bytes(problem: Problem, parameters: int) -> int:
-    """The base and the experts as their checkpoints have them, or whole components in float32."""
+    """The base and the experts as their checkpoints have them, or whole components in float32; where options are
+    searched the merged update beside them."""
     width = problem.base.tensor(_smallest(problem)).element_size()
+    if problem.tuning is not None:
+        return parameters * (width * (1 + len(problem.experts)) + _FLOAT32)
     is_decomposed = is_linear(problem.options.combine) and problem.options.combine != "task_arithmetic"
     return parameters * (width + len(problem.experts) * (_FLOAT32 if is_decomposed else width))
 

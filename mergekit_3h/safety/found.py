@@ -34,7 +34,7 @@ def search_to(output: Path, host: Callable[[], SafetyHost[Any]], *, resume: bool
     solution = merge.solve(trace, resume=resume)
     write_result(output.with_suffix(".json"), solution, merge.facts)
     write_plot(output.with_suffix(".png"), solution)
-    static = merge.host.static(solution.mergekit_weights())
+    static = merge.host.static(solution.mergekit_weights(), solution.option_values())
     if static is not None:
         write_static(output, static, solution)
     return solution

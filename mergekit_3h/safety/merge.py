@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Generic
 
 import torch
+from torch import Tensor
 
 from mergekit_3h.errors import ModelError, OptionError
 from mergekit_3h.losses.draws import drawing_from
@@ -19,6 +20,7 @@ from mergekit_3h.losses.tokenizers import shared_tokenizer
 from mergekit_3h.safety.port import Fixed, FixedMerge, SafetyHost
 from mergekit_3h.safety.progress import search_progress
 from mergekit_3h.safety.report import TRACE, write_report
+from mergekit_3h.search.axes import Axis
 from mergekit_3h.search.candidate_model import merged_parameters
 from mergekit_3h.search.combinations import is_linear
 from mergekit_3h.search.problem import Problem
@@ -26,6 +28,8 @@ from mergekit_3h.search.runner import OnDemandRunner, Runner
 from mergekit_3h.search.search import Point
 from mergekit_3h.search.solution import Solution
 from mergekit_3h.search.solving import solve_problem
+from mergekit_3h.search.tuned_families import Tuning
+from mergekit_3h.search.tuning import FACTOR
 
 log = logging.getLogger(__name__)
 
@@ -104,15 +108,16 @@ class SearchedMerge(Generic[Fixed]):
     def _searched_and_reported(self) -> tuple[Solution, Fixed]:
         folder = self.host.report_folder()
         solution = self.solve(folder / TRACE if folder else None, resume=True)
-        weights = solution.mergekit_weights()
+        weights, options = solution.mergekit_weights(), solution.option_values()
         if folder:
-            write_report(folder, solution, self.facts, self.host.static(weights))
+            write_report(folder, solution, self.facts, self.host.static(weights, options))
         else:
+            found = [f"the {what} {values}" for what, values in (("weights", weights), ("options", options)) if values]
             log.warning(
-                "safety_merge found the weights %s. Nothing else of the search is kept: the option report is not set",
-                weights,
+                "safety_merge found %s. Nothing else of the search is kept: the option report is not set",
+                " and ".join(found),
             )
-        return solution, self.host.fixed(weights)
+        return solution, self.host.fixed(weights, options)
 
 
 def checked_problem(host: SafetyHost[FixedMerge]) -> Problem:
@@ -125,13 +130,17 @@ def checked_problem(host: SafetyHost[FixedMerge]) -> Problem:
     tokenizer = shared_tokenizer(models.tokenizers, options.chat_template)
     parameters = list(merged_parameters(models.module, models.base.names()))
     experts = [expert.label for expert in models.experts]
-    fixed = host.fixed(dict.fromkeys(experts, 1.0))
+    fixed = host.fixed(dict.fromkeys(experts, 1.0) if combination.finds_weights else {}, {})
     _require_all(fixed, parameters)
-    combine = None
-    if not is_linear(options.combine):
-        _try_parameters(fixed, options.combine, len(experts))
+    axes = combination.axes(fixed.spec, len(experts))
+    combine = tuning = None
+    if axes or not is_linear(options.combine):
+        weights = [1.0] * len(experts) if combination.finds_weights else None
+        _try_parameters(fixed, options.combine, len(experts), weights)
         combine = fixed.combine
-    return Problem(models.base, models.experts, models.module, tokenizer, records, options, method, combine)
+    if axes:
+        tuning = Tuning(axes, fixed.combine, scales=_is_factor(fixed, axes, len(experts)))
+    return Problem(models.base, models.experts, models.module, tokenizer, records, options, method, combine, tuning)
 
 
 def _require_all(fixed: FixedMerge, names: Sequence[str]) -> None:
@@ -144,15 +153,34 @@ def _require_all(fixed: FixedMerge, names: Sequence[str]) -> None:
         )
 
 
-def _try_parameters(fixed: FixedMerge, method: str, experts: int) -> None:
+def _try_parameters(fixed: FixedMerge, method: str, experts: int, weights: Sequence[float] | None) -> None:
     """Raise if the method rejects its parameters, by merging a small tensor with each different set of them."""
     for name in fixed.samples():
         with drawing_from(0, torch.device("cpu")):
             tensors = [torch.randn(_TRIED_SIDE, _TRIED_SIDE) for _ in range(experts + 1)]
             try:
-                fixed.combine(name, tensors[-1], tensors[:-1], [1.0] * experts)
+                fixed.combine(name, tensors[-1], tensors[:-1], weights)
             except Exception as error:
                 raise OptionError(f"{method} rejects its options for {name}: {error}") from error
+
+
+def _is_factor(fixed: FixedMerge, axes: Sequence[Axis], experts: int) -> bool:
+    """Whether the method takes lambda for a factor on the update, by merging a small tensor with 1 and with 2."""
+    if FACTOR not in [axis.name for axis in axes]:
+        return False
+    name = next(iter(fixed.samples()))
+    tensors = [torch.randn(_TRIED_SIDE, _TRIED_SIDE, dtype=torch.float64) for _ in range(experts + 1)]
+    once, twice = (
+        _tried(fixed, name, tensors, {**{axis.name: axis.start for axis in axes}, FACTOR: factor}) - tensors[-1]
+        for factor in (1.0, 2.0)
+    )
+    return torch.allclose(twice, 2 * once, rtol=1e-6, atol=1e-9)
+
+
+def _tried(fixed: FixedMerge, name: str, tensors: list[Tensor], options: Mapping[str, float]) -> Tensor:
+    weights = [1.0] * (len(tensors) - 1)
+    with drawing_from(0, torch.device("cpu")):
+        return fixed.combine(name, tensors[-1].clone(), [t.clone() for t in tensors[:-1]], weights, options)
 
 
 def _opened_by_worker(reopened: Callable[[], SafetyHost[Any]], dtype: str) -> Problem:

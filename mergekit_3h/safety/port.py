@@ -32,7 +32,12 @@ class OpenedModels:
 
 
 class FixedMerge(Protocol):
-    """The method with fixed weights, exactly as the host merges with it."""
+    """The method with fixed weights and options, exactly as the host merges with it."""
+
+    @property
+    def spec(self) -> Any:
+        """mergekit's declaration of the method."""
+        ...
 
     def not_merged(self, names: Sequence[str]) -> list[str]:
         """Which of the model's tensors the host would not merge."""
@@ -42,8 +47,16 @@ class FixedMerge(Protocol):
         """A tensor for every different set of parameters."""
         ...
 
-    def combine(self, name: str, base: Tensor, experts: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-        """One tensor with other weights than those that were fixed."""
+    def combine(
+        self,
+        name: str,
+        base: Tensor,
+        experts: Sequence[Tensor],
+        weights: Sequence[float] | None,
+        options: Mapping[str, float] = ...,
+    ) -> Tensor:
+        """One tensor with other weights (None: those) and other options than those that were fixed, recording
+        nothing."""
         ...
 
 
@@ -79,11 +92,12 @@ class SafetyHost(Protocol[Fixed]):
         """A module with the base's weights that candidates are written into; ``auto``: in their own data type."""
         ...
 
-    def fixed(self, weights: Mapping[str, Any]) -> Fixed:
-        """The merge with these ``weight`` parameters by label, which may have filters."""
+    def fixed(self, weights: Mapping[str, Any], options: Mapping[str, float]) -> Fixed:
+        """The merge with these ``weight`` parameters by label, which may have filters, unless the weights are not
+        searched, and with these options of the method."""
         ...
 
-    def static(self, weights: Mapping[str, Any]) -> dict[str, Any] | None:
+    def static(self, weights: Mapping[str, Any], options: Mapping[str, float]) -> dict[str, Any] | None:
         """The mergekit config of that merge; None if mergekit could not find the models."""
         ...
 

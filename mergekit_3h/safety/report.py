@@ -45,8 +45,9 @@ def write_static(path: Path, static: Mapping[str, Any], solution: Solution) -> N
     import yaml
 
     losses = ", ".join(f"{name} {loss:.5g}" for name, loss in solution.best.measured.losses.items())
+    what = "Options" if solution.layout.options else "Weights"
     header = (
-        f"# Weights found by safety_merge ({solution.options.solver}, {len(solution.points)} evaluations, seed "
+        f"# {what} found by safety_merge ({solution.options.solver}, {len(solution.points)} evaluations, seed "
         f"{solution.options.seed}); losses: {losses}.\n# mergekit-yaml {path.name} OUTPUT merges with them, without "
         "any data. Methods that draw at random (dare, della) need the same --random-seed.\n"
     )

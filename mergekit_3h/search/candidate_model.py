@@ -32,8 +32,9 @@ class CandidateModel:
     @torch.no_grad()
     def become(self, coefficients: Sequence[float]) -> None:
         """Take the weights of a candidate, rounded once to the model's data type like those of a final merge."""
+        options = list(self.layout.option_values(coefficients).values())
         for name, parameter in self._parameters.items():
-            own = self.layout.of_tensor(coefficients, name)
+            own = [*self.layout.of_tensor(coefficients, name), *options]
             parameter.copy_(self._families[name].at(own, parameter.device))
 
     @torch.no_grad()

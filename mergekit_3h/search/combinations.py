@@ -21,19 +21,21 @@ def is_linear(combine: str) -> bool:
     return combine in linear_combinations()
 
 
-def require_searchable(combine: Any, specs: Iterable[Any]) -> None:
-    """Raise unless ``combine`` is one of these methods (by mergekit's specs) and has a base and a weight per expert."""
-    names = sorted(spec.name for spec in specs if _is_searchable(spec))
+def require_searchable(combine: Any, specs: Iterable[Any], *, with_weights: bool = True) -> None:
+    """Raise unless ``combine`` is one of these methods (by mergekit's specs) and has a base, and a weight per expert
+    if the weights are searched."""
+    names = sorted(spec.name for spec in specs if _is_searchable(spec, with_weights))
     if combine not in names:
+        expected = "a base and a weight per expert" if with_weights else "a base"
         raise OptionError(
-            f"option 'combine': got {combine!r}; expected a merge method with a base and a weight per expert; "
+            f"option 'combine': got {combine!r}; expected a merge method with {expected}; "
             f"{did_you_mean(combine, names)}"
         )
 
 
-def _is_searchable(spec: Any) -> bool:
+def _is_searchable(spec: Any, with_weights: bool) -> bool:
     is_weighted = any(p.name == "weight" and p.scope.value == "non_base" for p in spec.parameters)
-    return is_weighted and spec.contract.base.value in ("required", "optional")
+    return (is_weighted or not with_weights) and spec.contract.base.value in ("required", "optional")
 
 
 def require_plain(combine: str, where: str, parameters: Mapping[str, Any]) -> None:

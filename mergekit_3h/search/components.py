@@ -133,7 +133,7 @@ class LinearFamily:
     components: tuple[Component, ...]
 
     def at(self, coefficients: Sequence[float], device: torch.device) -> Tensor:
-        base = self.base.to(device, _precise(self.base.dtype))
+        base = self.base.to(device, precise(self.base.dtype))
         result = base.clone()
         for component, coefficient in zip(self.components, coefficients, strict=True):
             if coefficient:
@@ -141,7 +141,7 @@ class LinearFamily:
         return result
 
     def inner_products(self, gradient: Tensor) -> list[Tensor]:
-        gradient = gradient.to(_precise(gradient.dtype))
+        gradient = gradient.to(precise(gradient.dtype))
         base = self.base.to(gradient)
         return [component.inner_product(gradient, base) for component in self.components]
 
@@ -187,5 +187,6 @@ def differences(base: Tensor, experts: Sequence[Tensor], scale: float = 1.0) -> 
     return LinearFamily(base, tuple(Difference(expert, scale) for expert in experts))
 
 
-def _precise(dtype: torch.dtype) -> torch.dtype:
+def precise(dtype: torch.dtype) -> torch.dtype:
+    """What candidates are computed in: float32, or float64 where a checkpoint is."""
     return torch.promote_types(dtype, torch.float32)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from mergekit_3h.errors import ModelError
+from mergekit_3h.search.axes import Axis
 
 _LAYER = re.compile(r"^(?P<prefix>(?:[^.]*\.)*?)(?P<number>\d+)\.")
 
@@ -31,20 +32,28 @@ class Group:
 
 @dataclass(frozen=True)
 class Layout:
-    """The meaning of a coefficient vector: all experts of the first group, then of the second, and so on."""
+    """The meaning of a coefficient vector: all experts of the first group, then of the second, and so on, then the
+    options of the method that are searched. No groups: the weights are not searched."""
 
     experts: tuple[str, ...]
     groups: tuple[Group, ...]
+    options: tuple[Axis, ...] = ()
 
     @property
     def dimension(self) -> int:
+        return self.weights + len(self.options)
+
+    @property
+    def weights(self) -> int:
+        """How many of the coefficients are weights of experts."""
         return len(self.experts) * len(self.groups)
 
     def names(self) -> list[str]:
         """A name for every coefficient."""
+        options = [axis.name for axis in self.options]
         if len(self.groups) == 1:
-            return list(self.experts)
-        return [f"{expert} @ {group.name}" for group in self.groups for expert in self.experts]
+            return [*self.experts, *options]
+        return [*(f"{expert} @ {group.name}" for group in self.groups for expert in self.experts), *options]
 
     def group_index(self, tensor: str) -> int:
         """The group whose coefficients the tensor takes."""
@@ -55,9 +64,15 @@ class Layout:
         return self.group_index(tensor) * len(self.experts)
 
     def of_tensor(self, coefficients: Sequence[float], tensor: str) -> list[float]:
-        """The coefficients of one tensor, an expert each."""
+        """The weights of one tensor, an expert each; none where they are not searched."""
+        if not self.groups:
+            return []
         begin = self.offset(tensor)
         return list(coefficients[begin : begin + len(self.experts)])
+
+    def option_values(self, coefficients: Sequence[float]) -> dict[str, float]:
+        """The options of the method that are searched, by name."""
+        return {axis.name: value for axis, value in zip(self.options, coefficients[self.weights :], strict=True)}
 
     def by_group(self, coefficients: Sequence[float]) -> dict[str, dict[str, float]]:
         """Coefficients as {group: {expert: value}}, for reports and plots."""
@@ -65,8 +80,10 @@ class Layout:
         return {group.name: {expert: next(values) for expert in self.experts} for group in self.groups}
 
     def mergekit_weights(self, coefficients: Sequence[float]) -> dict[str, float | list[dict[str, float | str]]]:
-        """The ``weight`` parameter of each expert as a mergekit config takes it."""
+        """The ``weight`` parameter of each expert as a mergekit config takes it; none where they are not searched."""
         groups = self.by_group(coefficients)
+        if not groups:
+            return {}
         if len(self.groups) == 1:
             return dict(next(iter(groups.values())))
         weights: dict[str, float | list[dict[str, float | str]]] = {}
@@ -81,14 +98,23 @@ class Layout:
         return weights
 
 
-def layout_of(tensors: Iterable[str], experts: Sequence[str], granularity: int) -> Layout:
+def layout_of(
+    tensors: Iterable[str],
+    experts: Sequence[str],
+    granularity: int,
+    options: Sequence[Axis] = (),
+    *,
+    with_weights: bool = True,
+) -> Layout:
     """The layout of a model with these tensors; ``granularity`` 0 is one group, k is groups of k layers.
 
     A layer is known by the path before the first number in a tensor's name (``model.layers.3.``). Models with
     several stacks of layers (encoder and decoder, vision and text) get groups of their own for each.
     """
+    if not with_weights:
+        return Layout(tuple(experts), (), tuple(options))
     if granularity == 0:
-        return Layout(tuple(experts), (Group("all", ()),))
+        return Layout(tuple(experts), (Group("all", ()),), tuple(options))
     intended = {name: _layer(name) for name in tensors}
     stacks: dict[str, set[int]] = {}
     for layer in intended.values():
@@ -105,7 +131,7 @@ def layout_of(tensors: Iterable[str], experts: Sequence[str], granularity: int) 
         groups += _stack_groups(prefix, sorted(stacks[prefix]), granularity)
     if None in intended.values():
         groups.append(Group(REST, ()))
-    layout = Layout(tuple(experts), tuple(groups))
+    layout = Layout(tuple(experts), tuple(groups), tuple(options))
     _require_unambiguous(layout, intended)
     return layout
 

@@ -15,9 +15,10 @@ from mergekit_3h.errors import OptionError
 from mergekit_3h.losses.options import LossOptions
 from mergekit_3h.options import parsed
 from mergekit_3h.search.combinations import is_linear, linear_combinations
+from mergekit_3h.search.tuning import WEIGHT, searched_options
 from mergekit_3h.spectral import registry
 
-SolverName = Literal["cocktail", "cmaes", "gradient", "grid"]
+SolverName = Literal["climb", "cocktail", "cmaes", "gradient", "grid"]
 
 
 class SearchOptions(LossOptions):
@@ -29,10 +30,16 @@ class SearchOptions(LossOptions):
         description="The merge method whose weights are searched. task_arithmetic and tsvm, for example, are "
         "linear in the weights, so a candidate costs no decomposition; a method that is not is merged anew for each.",
     )
+    over: str = Field(
+        WEIGHT,
+        description="What is searched: weight, a coefficient for each expert; options of the merge method that are "
+        "numbers, such as lambda,power; or both. Options need the solver climb, which is taken if none is named.",
+    )
     solver: SolverName = Field(
         "gradient",
         description="gradient: exact derivatives by back-propagation, linear combinations only. cmaes: CMA-ES, any "
-        "combination. cocktail: LM-Cocktail's softmax over the models' own losses. grid: evenly spaced values.",
+        "combination. climb: hill climbing on a grid, any combination and options of its method. cocktail: "
+        "LM-Cocktail's softmax over the models' own losses. grid: evenly spaced values.",
     )
     safety_weight: float = Field(
         1.0,
@@ -155,12 +162,19 @@ class SearchOptions(LossOptions):
 
 def parse_search_options(given: Mapping[str, Any]) -> SearchOptions:
     """Search options from plain values; the error names the option, its value and what it may be."""
+    if "over" in given and "solver" not in given and searched_options(str(given["over"])):
+        given = {**given, "solver": "climb"}
     options = parsed(SearchOptions, given, "the search")
     _require_consistent(options)
     return options
 
 
 def _require_consistent(options: SearchOptions) -> None:
+    if searched_options(options.over) and options.solver != "climb":
+        raise OptionError(
+            f"option 'solver': got {options.solver!r} with over {options.over!r}; options of a method are found by "
+            "solver 'climb', by forward passes alone. Leave solver out, or search over the weights alone."
+        )
     if options.solver == "gradient" and not is_linear(options.combine):
         raise OptionError(
             f"option 'solver': got 'gradient' with combine {options.combine!r}; the gradient needs a combination that "

@@ -37,6 +37,8 @@ from mergekit_3h.search.families import families, placed
 from mergekit_3h.search.layout import Layout, layout_of
 from mergekit_3h.search.options import SearchOptions
 from mergekit_3h.search.runner import LocalRunner
+from mergekit_3h.search.tuned_families import Tuning, spectral_merge, tuned_families
+from mergekit_3h.search.tuning import WEIGHT, searched_names, searched_options, spectral_axes
 from mergekit_3h.spectral import registry
 from mergekit_3h.spectral.method import SpectralMethod
 
@@ -46,7 +48,8 @@ class Problem:
     """What is merged, on which data it is judged, and how. Checked as far as that is cheap when it is made.
 
     ``model`` is a loaded model of the base's architecture, which the search overwrites. ``method`` are the options of
-    the spectral method, if one combines. ``combine`` merges one tensor where the combination is not linear in them.
+    the spectral method, if one combines. ``combine`` merges one tensor where the combination is not linear in them,
+    ``tuning`` under other options of the method, where those are searched.
     """
 
     base: WeightSource
@@ -57,6 +60,7 @@ class Problem:
     options: SearchOptions
     method: SpectralMethod | None = None
     combine: Combine | None = None
+    tuning: Tuning | None = None
 
     def __post_init__(self) -> None:
         labels = [self.base.label, *(expert.label for expert in self.experts)]
@@ -64,7 +68,7 @@ class Problem:
             raise ModelError(f"models have the labels {', '.join(labels)}; expected a different one for each")
         if not self.experts:
             raise ModelError("got no expert to merge; expected at least one besides the base")
-        _require_method(self.options, self.method, self.combine)
+        _require_method(self)
         _ = self.answers
         names = merged_parameters(self.model, self.base.names())
         for source in (self.base, *self.experts):
@@ -91,7 +95,13 @@ class Problem:
     @cached_property
     def layout(self) -> Layout:
         names = merged_parameters(self.model, self.base.names()).keys()
-        return layout_of(names, [expert.label for expert in self.experts], self.options.layer_granularity)
+        return layout_of(
+            names,
+            [expert.label for expert in self.experts],
+            self.options.layer_granularity,
+            self.tuning.axes if self.tuning else (),
+            with_weights=WEIGHT in searched_names(self.options.over),
+        )
 
     def identity(self) -> dict[str, object]:
         """What tells this problem from others, for the trace."""
@@ -99,22 +109,35 @@ class Problem:
             "records": data.digest(self.records),
             "models": {model.label: model.digest() for model in (self.base, *self.experts)},
             "method": self.method.model_dump() if self.method else None,
+            **({"starts": {axis.name: axis.start for axis in self.tuning.axes}} if self.tuning else {}),
         }
 
     def local_runner(self) -> LocalRunner:
         """Computes the components and evaluates candidates in this process. This is where the work begins."""
         parameters = merged_parameters(self.model, self.base.names())
         device = next(iter(parameters.values())).device
-        made = families(list(parameters), self.base, self.experts, self.options, self.method, self.combine, device)
+        names = list(parameters)
+        if self.tuning is not None:
+            made = tuned_families(names, self.base, self.experts, self.tuning)
+        else:
+            made = families(names, self.base, self.experts, self.options, self.method, self.combine, device)
         kept = placed(made, device, self.options.component_memory_gb)
         candidates = CandidateModel(self.model, kept, self.layout)
         return LocalRunner(candidates, (self.base, *self.experts), Objective(self.answers, self.options.batch_size))
 
 
-def _require_method(options: SearchOptions, method: SpectralMethod | None, combine: Combine | None) -> None:
+def _require_method(problem: Problem) -> None:
+    options, method = problem.options, problem.method
     if options.combine in registry.names() and (method is None or method.name != options.combine):
         raise OptionError(f"combine {options.combine!r}: expected its options beside it, got {method!r}")
-    if not is_linear(options.combine) and combine is None:
+    if problem.tuning is not None:
+        return
+    if searched_options(options.over):
+        raise OptionError(
+            f"option 'over': got {options.over!r}, but nothing says how {options.combine} merges under other options; "
+            "search them by mergekit-3h search, or take a spectral method"
+        )
+    if not is_linear(options.combine) and problem.combine is None:
         raise OptionError(
             f"option 'combine': got {options.combine!r}; expected one of {', '.join(linear_combinations())}, or a "
             "merge method of the host"
@@ -143,4 +166,7 @@ def open_problem(
     model = load_model(sources[0].folder, options.dtype, device, trust_remote_code)
     if options.combine in registry.names() and method is None:
         method = registry.parse_options(options.combine, {})
-    return Problem(sources[0], tuple(sources[1:]), model, tokenizer, records, options, method, combine)
+    tuning = None
+    if method is not None and (searched := searched_options(options.over)):
+        tuning = Tuning(spectral_axes(searched, method, len(experts)), spectral_merge(method), scales=True)
+    return Problem(sources[0], tuple(sources[1:]), model, tokenizer, records, options, method, combine, tuning)

@@ -19,6 +19,7 @@ from mergekit_3h.errors import ModelError
 from mergekit_3h.losses.objective import Objective, Part
 from mergekit_3h.search.problem import Problem
 from mergekit_3h.search.runner import Measurement, Subject, measurement
+from mergekit_3h.search.tuned_families import UnmergeableError
 
 log = logging.getLogger(__name__)
 
@@ -59,9 +60,12 @@ class EvaluationWorker:
             (measured,) = self._runner.evaluate([subject], gradient=gradient)
         return measured
 
-    def parts(self, subject: Subject, batches: Sequence[int], gradient: bool) -> list[Part]:
-        """Some batches of a single model or a candidate."""
-        return self._runner.parts(subject, batches, gradient)
+    def parts(self, subject: Subject, batches: Sequence[int], gradient: bool) -> list[Part] | str:
+        """Some batches of a single model or a candidate, or why there is no such candidate."""
+        try:
+            return self._runner.parts(subject, batches, gradient)
+        except UnmergeableError as error:
+            return str(error)
 
 
 class RayRunner:
@@ -124,7 +128,12 @@ class RayRunner:
         results = pool.run([("parts", (s, batches, gradient)) for s in subjects for batches in pieces])
         for _ in subjects:
             started = time.perf_counter()
-            parts = [part for _ in pieces for part in next(results)]
+            answers: list[list[Part] | str] = [next(results) for _ in pieces]
+            failed = [answer for answer in answers if isinstance(answer, str)]
+            if failed:
+                yield Measurement(seconds=time.perf_counter() - started, failure=failed[0])
+                continue
+            parts = [part for answer in answers if not isinstance(answer, str) for part in answer]
             yield measurement(self._objective.total(parts), started)
 
     def _started(self) -> RayPool:

@@ -14,6 +14,7 @@ from mergekit_3h.checkpoints.sources import WeightSource
 from mergekit_3h.errors import ModelError
 from mergekit_3h.losses.objective import Losses, Objective, Part
 from mergekit_3h.search.candidate_model import CandidateModel
+from mergekit_3h.search.tuned_families import UnmergeableError
 
 FORWARD_PASSES = 1
 GRADIENT_PASSES = 3
@@ -68,7 +69,11 @@ class LocalRunner:
         for coefficients in candidates:
             started = time.perf_counter()
             with _advice_on_memory():
-                self._candidates.become(coefficients)
+                try:
+                    self._candidates.become(coefficients)
+                except UnmergeableError as error:
+                    yield Measurement(seconds=time.perf_counter() - started, failure=str(error))
+                    continue
                 losses = self._measure(gradient)
             yield measurement(losses, started)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mergekit_3h.errors import ThreeHError
+from mergekit_3h.search.axes import Axis
 from mergekit_3h.search.layout import Layout
 from mergekit_3h.search.options import SearchOptions
 from mergekit_3h.search.runner import Measurement, Runner
@@ -59,6 +60,7 @@ class Search:
     ) -> None:
         self.layout, self.options, self.scoring, self.models = layout, options, scoring, models
         self.lower, self.upper = options.bounds()
+        self.axes = _axes(layout, options)
         self.points: list[Point] = []
         self._asked = 0
         self._runner, self._trace, self._on_point = runner, trace, on_point
@@ -70,9 +72,8 @@ class Search:
 
     @property
     def start(self) -> tuple[float, ...]:
-        """The uniform merge."""
-        value = self.options.start_value(len(self.layout.experts))
-        return self.clipped([value] * self.dimension)
+        """The uniform merge, with the options of the method that are searched as they are."""
+        return self.clipped([axis.start for axis in self.axes])
 
     @property
     def remaining(self) -> int:
@@ -98,7 +99,7 @@ class Search:
 
     def clipped(self, coefficients: Sequence[float]) -> tuple[float, ...]:
         """The nearest vector within the bounds."""
-        return tuple(min(max(float(value), self.lower), self.upper) for value in coefficients)
+        return tuple(axis.clipped(value) for axis, value in zip(self.axes, coefficients, strict=True))
 
     def evaluate(self, candidates: Sequence[Sequence[float]], *, gradient: bool = False) -> list[Point]:
         """Score candidates in order. Fewer points than candidates come back when the budget ends.
@@ -144,3 +145,9 @@ class Search:
                 f"a solver asked for {coefficients}; expected {self.dimension} values from {self.lower} to {self.upper}"
             )
         return coefficients
+
+
+def _axes(layout: Layout, options: SearchOptions) -> tuple[Axis, ...]:
+    start, (lower, upper) = options.start_value(len(layout.experts)), options.bounds()
+    names = layout.names()[: layout.weights]
+    return (*(Axis(name, start, lower, upper) for name in names), *layout.options)

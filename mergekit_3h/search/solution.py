@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mergekit_3h.search.axes import Axis
 from mergekit_3h.search.layout import Layout
 from mergekit_3h.search.options import SearchOptions
 from mergekit_3h.search.runner import Measurement
 from mergekit_3h.search.scoring import Scoring, pareto_front
 from mergekit_3h.search.search import Point
+from mergekit_3h.search.tuning import FACTOR
 
 _MOST_NAMED = 5
 
@@ -43,18 +45,39 @@ class Solution:
         return dict(zip(self.layout.experts, self.layout.of_tensor(self.coefficients, tensor), strict=True))
 
     def mergekit_weights(self) -> dict[str, float | list[dict[str, float | str]]]:
-        """Each expert's ``weight`` parameter in a mergekit config that reproduces the merge."""
+        """Each expert's ``weight`` parameter in a mergekit config that reproduces the merge; none where the weights
+        were not searched."""
         return self.layout.mergekit_weights(self.coefficients)
+
+    def option_values(self) -> dict[str, float]:
+        """The options of the method that were searched, as they were found."""
+        return self.layout.option_values(self.coefficients)
+
+    @property
+    def merges(self) -> int:
+        """How often the models were merged where options are searched: anew wherever anything but lambda changes."""
+        settings = [
+            tuple(v for n, v in zip(self.layout.names(), p.coefficients, strict=True) if n != FACTOR)
+            for p in self.points
+        ]
+        return sum(i == 0 or settings[i - 1] != setting for i, setting in enumerate(settings))
 
     def on_bounds(self) -> dict[float, list[str]]:
         """The coefficients that ended on a bound, by the bound: better values may lie beyond it."""
-        values = list(zip(self.layout.names(), self.coefficients, strict=True))
+        values = list(zip(self.layout.names(), self.coefficients, strict=True))[: self.layout.weights]
         found = {bound: [name for name, value in values if value == bound] for bound in self.options.bounds()}
         return {bound: there for bound, there in found.items() if there}
 
     def remarks(self) -> list[str]:
         """What the user should know of the coefficients, in sentences that say what to do."""
-        return [_bound_remark(bound, names, self.options) for bound, names in self.on_bounds().items()]
+        found = self.option_values()
+        ended = [
+            axis for axis in self.layout.options if axis.is_limited and found[axis.name] in (axis.lower, axis.upper)
+        ]
+        return [
+            *(_bound_remark(bound, names, self.options) for bound, names in self.on_bounds().items()),
+            *(_end_remark(axis, found[axis.name]) for axis in ended),
+        ]
 
     def pareto(self) -> list[Point]:
         """Evaluated points that no other one beats in every loss."""
@@ -71,6 +94,8 @@ class Solution:
             "options": self.options.model_dump(),
             "coefficients": self.layout.by_group(self.coefficients),
             "on_bounds": [{"bound": bound, "coefficients": names} for bound, names in self.on_bounds().items()],
+            "found_options": self.option_values(),
+            "merges": self.merges if self.layout.options else None,
             "filters": {group.name: list(group.filters) for group in self.layout.groups},
             "score": self.best.score,
             "losses": self._losses(self.best.measured),
@@ -94,6 +119,13 @@ class Solution:
             name: {"loss": loss, "relative": relative[name] if relative[name] == relative[name] else None}
             for name, loss in measured.losses.items()
         }
+
+
+def _end_remark(axis: Axis, value: float) -> str:
+    return (
+        f"{axis.name} ended at {value:g}, where the search ends ({axis.lower:g} to {axis.upper:g}): better values may "
+        "lie beyond. Start again from there, by giving the config this value"
+    )
 
 
 def _bound_remark(bound: float, names: Sequence[str], options: SearchOptions) -> str:

@@ -77,6 +77,11 @@ class SpectralMethod(BaseModel, ABC):
         the field has the same name.
         """
 
+    def in_effect(self, option: str, experts: int) -> Any:
+        """The value that an option has for so many experts, also where it is not set; None if it has none then."""
+        field = next(key for key, field in type(self).model_fields.items() if option in (key, field.alias))
+        return getattr(self, field)
+
     def components(self, tasks: TaskMatrices) -> list[tuple[Tensor, Tensor]]:
         """Factors left @ right of every expert's share C_i of the merged update, if that is sum_i w_i C_i."""
         raise OptionError(f"{self.name} is not linear in the weights, so it has no components")

@@ -91,6 +91,10 @@ class RTSVM(TSVM):
         RankedMethod.model_fields["noise_floor"].description or ""
     )
 
+    def in_effect(self, option: str, experts: int) -> Any:
+        value = super().in_effect(option, experts)
+        return PRESETS[self.preset].get(option) if value is None else value
+
     def settings(self) -> Settings:
         given = {name: getattr(self, name) for name in PRESETS[self.preset]}
         chosen = {name: PRESETS[self.preset][name] if value is None else value for name, value in given.items()}

@@ -83,6 +83,9 @@ class SVC(SpectralMethod):
             return self.alpha
         return 1.0 if self.combine in ("tsvm", "rtsvm") else 1.0 / experts
 
+    def in_effect(self, option: str, experts: int) -> Any:
+        return self._alpha(experts) if option == "alpha" else super().in_effect(option, experts)
+
     def working_bytes(self, rows: int, columns: int, experts: int, result_itemsize: int) -> int:
         side, own = min(rows, columns), 2 * 8 * rows * columns  # before and after it, in float64
         calibrating = own + summing_bytes(rows, columns, result_itemsize) + 8 * side * side * (experts + 2)

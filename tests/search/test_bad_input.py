@@ -223,7 +223,7 @@ def test_experts_must_differ_from_the_base_by_label(trained) -> None:
         ({"zzz": 1.0}, r"no option .zzz.; it has: batch_size, max_length"),
         (
             {"solver": "newton"},
-            r"option 'solver': got 'newton'; input should be 'cocktail', 'cmaes', 'gradient' or 'grid'",
+            r"option 'solver': got 'newton'; input should be 'climb', 'cocktail', 'cmaes', 'gradient' or 'grid'",
         ),
         ({"temperature": 0}, r"option 'temperature': got 0; input should be greater than 0"),
         ({"min_safety": 1.5}, r"option 'min_safety': got 1.5"),
