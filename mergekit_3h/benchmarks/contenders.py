@@ -50,7 +50,8 @@ class Recipe:
     def is_counted(self) -> bool:
         """Whether ``products.product_flops`` counts what the method computes."""
         method = self.spectral()
-        return isinstance(method, TSVM) and method.settings().order == "truncate_first"
+        settings = method.settings() if isinstance(method, TSVM) else None
+        return settings is not None and (settings.order, settings.core) == ("truncate_first", "block_diagonal")
 
 
 @dataclass(frozen=True)

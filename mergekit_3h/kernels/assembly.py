@@ -7,7 +7,8 @@ Notation of arXiv 2502.06876: delta_i = U_i S_i V_i^T (Eq. 2) is the update of t
     M = sum_i U_perp_i (w_i alpha_i S_i) V_perp_i^T                                        (Eq. 5 and 11)
 
 TSVM (arXiv 2412.00081) is the case alpha_i = 1 and k = floor(r / n). U is never stored for tall matrices: it is made
-from delta_i V_i S_i^-1 a row block at a time, once for its Gram matrix and once for the result (``factors.py``).
+from delta_i V_i S_i^-1 a row block at a time, once for its Gram matrix and once for the result (``factors.py``). What
+may stand between the sides in place of the S_i is in ``cores.py``.
 
 Algorithm 1 to the letter (``orthogonalize_first``, appendix A.3) takes the polar factors of the full-rank
 concatenations and cuts to rank k_l afterwards. Every V_i, and for square matrices every U_i, is then an orthogonal
@@ -28,6 +29,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from mergekit_3h.kernels.cores import Core, CoredFactors
 from mergekit_3h.kernels.factors import SingularFactors
 from mergekit_3h.kernels.krylov import krylov_spectrum
 from mergekit_3h.kernels.noise import rounding_edge
@@ -125,7 +127,7 @@ def _shares(tasks: TaskMatrices, plan: Plan, settings: Settings) -> tuple[Shares
     is_literal = settings.order == "orthogonalize_first"
     output, input_ = settings.softness
     softness = (input_, output) if tasks.is_wide else (output, input_)
-    if n == 1 or (is_literal and tasks.rows == tasks.columns):
+    if settings.core == "block_diagonal" and (n == 1 or (is_literal and tasks.rows == tasks.columns)):
         cut = decompose(tasks, [None if rule.keeps_everything else rule for rule in plan.rules], settings)
         ranks = [tasks.columns if spectrum is None else spectrum.rank for spectrum in cut]
         both = math.sqrt(overlap_of(n, softness[0]) * overlap_of(n, softness[1]))
@@ -138,7 +140,10 @@ def _shares(tasks: TaskMatrices, plan: Plan, settings: Settings) -> tuple[Shares
     report = _report(plan, spectra, ranks)
     factors = SingularFactors(tasks, spectra)
     del spectra  # their vectors live on in the factors; twice they would be half of the memory from here on
-    polar = PolarFactors(factors, ranks, right_is_orthogonal=is_literal, softness=softness)
+    if settings.core == "block_diagonal":
+        polar = PolarFactors(factors, ranks, right_is_orthogonal=is_literal, softness=softness)
+    else:
+        polar = CoredFactors(factors, ranks, Core(settings.core, settings.core_keep, settings.core_deviations))
     return polar, _with_extents(report, tasks, polar)
 
 

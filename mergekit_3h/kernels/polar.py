@@ -8,7 +8,7 @@ part of the way: X (X^T X + tau I)^(-1/2) (1 + tau)^(1/2), which is X itself for
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -94,13 +94,11 @@ class PolarFactors:
 
     def _inner(self, scales: Sequence[float]) -> Tensor:
         """Y (K x columns) with U_perp diag(scale_i S_i) V_perp^T = U Y, or (U U^T)^(-1/2) U Y where U is wide."""
-        diagonal = torch.zeros_like(self.factors.values)
-        for kept, scale in zip(self.kept, scales, strict=True):
-            diagonal[kept] = scale * self._exact_values[kept]
+        times_core = self._times_core(scales)
         result = self.factors.right.new_empty(self.factors.width, self.tasks.columns)
 
         def fill(columns: slice) -> None:
-            part = self._v_perp_t(columns).mul_(diagonal[:, None])
+            part = times_core(self._v_perp_t(columns))
             if not self.factors.is_left_wide:
                 part = self._left_whitener @ part
             result[:, columns] = part.div_(self._norms[:, None])
@@ -108,21 +106,32 @@ class PolarFactors:
         run_all(self.tasks.device, [partial(fill, part) for part in tiles(self.tasks.device, self.tasks.columns)])
         return result
 
+    def _times_core(self, scales: Sequence[float]) -> Callable[[Tensor], Tensor]:
+        """The product of the core diag(scale_i S_i) with columns of V_perp^T, whose memory may be used."""
+        diagonal = torch.zeros_like(self.factors.values)
+        for kept, scale in zip(self.kept, scales, strict=True):
+            diagonal[kept] = scale * self._exact_values[kept]
+        return lambda part: part.mul_(diagonal[:, None])
+
     def share(self, i: int) -> tuple[Tensor, Tensor]:
         """U_perp_i and S_i V_perp_i^T."""
-        kept, rows = self.kept[i], slice(0, self.tasks.rows)
+        kept = self.kept[i]
         right = self._v_perp_t(slice(0, self.tasks.columns))[kept] * self._exact_values[kept, None]
+        return self._left_columns(kept), right
+
+    def _left_columns(self, columns: slice) -> Tensor:
+        """Columns of U_perp."""
         if self.factors.is_left_wide:
-            whole = self.factors.left_panel(rows).div_(self._norms)
-            return (self._left_whitener @ whole)[:, kept], right
-        whitener = self._left_whitener[:, kept] / self._norms[:, None]
-        left = self.factors.right.new_empty(self.tasks.rows, kept.stop - kept.start)
+            whole = self.factors.left_panel(slice(0, self.tasks.rows)).div_(self._norms)
+            return (self._left_whitener @ whole)[:, columns]
+        whitener = self._left_whitener[:, columns] / self._norms[:, None]
+        left = self.factors.right.new_empty(self.tasks.rows, columns.stop - columns.start)
 
         def fill(rows: slice) -> None:
             left[rows] = self.factors.left_rows(rows) @ whitener
 
         run_all(self.tasks.device, [partial(fill, rows) for rows in self.tasks.row_spans()])
-        return left, right
+        return left
 
     @property
     def _exact_values(self) -> Tensor:

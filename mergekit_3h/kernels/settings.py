@@ -29,6 +29,9 @@ class Settings:
     decorrelation: float
     """tau of U (U^T U + tau I)^(-1/2) (1 + tau)^(1/2): 0 is the polar factor, infinity U itself."""
     decorrelation_sides: Literal["both", "output", "input"]
+    core: Literal["block_diagonal", "dc", "score"]
+    core_keep: float
+    core_deviations: float
 
     @property
     def softness(self) -> tuple[float, float]:

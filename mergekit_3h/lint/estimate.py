@@ -9,6 +9,7 @@ from typing import Any
 from mergekit_3h.checkpoints.headers import DTYPE_BYTES
 from mergekit_3h.inspection.throughput import Throughput, measure_throughput
 from mergekit_3h.lint.models import NamedModel
+from mergekit_3h.lint.parameters import plain_options
 from mergekit_3h.lint.planned import PlannedTensor, source_tensors
 from mergekit_3h.spectral import registry
 from mergekit_3h.spectral.method import SpectralMethod
@@ -64,7 +65,7 @@ def estimate_merge(config: Any, plan: list[PlannedTensor], models: list[NamedMod
     compute += sum(_decomposition_seconds(tensor, speed) for tensor in plan if tensor.name in matrices)
     output = sum(_elements(tensor) * _output_width(config, tensor) for tensor in plan)
     read = sum(given.stored.nbytes for tensor in plan for given in tensor.inputs if given.stored)
-    options = _plain_options(config)
+    options = plain_options(config)
     working = max((_working_bytes(config, t, options if t.name in matrices else None) for t in plan), default=0)
     sizes = {file: file.stat().st_size for file in files}
     mapped = sum(size for file, size in sizes.items() if file.suffix == ".safetensors")
@@ -88,22 +89,11 @@ def decomposed(config: Any, plan: list[PlannedTensor]) -> list[str]:
     """Names of the tensors that go through singular vectors: none but those of our own methods."""
     import torch
 
-    options = _plain_options(config)
+    options = plain_options(config)
     if options is None:
         return []
     shapes = {tensor.name: torch.empty(tensor.shape, device="meta") for tensor in plan}
     return [name for name, shape in shapes.items() if merges_as_matrices(name, shape, options)]
-
-
-def _plain_options(config: Any) -> SpectralMethod | None:
-    """Options of one of our own methods, as far as they are the same for all tensors."""
-    if config.merge_method not in registry.names():
-        return None
-    names = registry.option_names(config.merge_method)
-    given = (config.parameters or {}).items()
-    plain = {name: value for name, value in given if name in names and not isinstance(value, list | dict)}
-    plain.pop("weight", None)
-    return registry.parse_options(config.merge_method, plain)
 
 
 def _elements(tensor: PlannedTensor) -> int:

@@ -11,24 +11,27 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from mergekit_3h.errors import ThreeHError
+from mergekit_3h.errors import OptionError, ThreeHError
 from mergekit_3h.lint.findings import Finding
 from mergekit_3h.lint.places import InputGroup, Place, parameter_groups, parameter_places
 from mergekit_3h.lint.ranges import meaningless
+from mergekit_3h.spectral import registry
 from mergekit_3h.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from mergekit_3h.lint.host_plan import Config, MergeMethodSpec, ParameterSpec
+    from mergekit_3h.spectral.method import SpectralMethod
 
 
 def parameter_findings(config: Config, spec: MergeMethodSpec) -> list[Finding]:
     """Everything that can be said about a config's options without reading a model."""
-    return [
+    found = [
         *unknown_parameters(config, spec),
         *misplaced_parameters(config, spec),
         *value_problems(config, spec),
         *missing_parameters(config, spec),
     ]
+    return found if any(finding.severity == "error" for finding in found) else [*found, *contradictions(config)]
 
 
 def unknown_parameters(config: Config, spec: MergeMethodSpec) -> list[Finding]:
@@ -217,6 +220,25 @@ def _missing(message: str, where: str, name: str, model: str | None = None) -> F
 
 def _sets_something(place: Place, name: str) -> bool:
     return name in place.parameters and place.parameters[name] != []
+
+
+def contradictions(config: Config) -> Iterator[Finding]:
+    """Options of a method of ours that are sound one by one and not together, where they are one for all tensors."""
+    try:
+        plain_options(config)
+    except OptionError as error:
+        yield Finding("error", "bad-value", str(error), where="parameters")
+
+
+def plain_options(config: Any) -> SpectralMethod | None:
+    """Options of one of our own methods, as far as they are the same for all tensors."""
+    if config.merge_method not in registry.names():
+        return None
+    names = registry.option_names(config.merge_method)
+    given = (config.parameters or {}).items()
+    plain = {name: value for name, value in given if name in names and not isinstance(value, list | dict)}
+    plain.pop("weight", None)
+    return registry.parse_options(config.merge_method, plain)
 
 
 def _known_settings(config: Config, spec: MergeMethodSpec) -> Iterator[tuple[Place, str, ParameterSpec]]:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mergekit_3h.kernels.cores import TIE, Core
+
 
 def merge_literally(
     updates: Sequence[Tensor],
@@ -33,6 +35,40 @@ def merge_literally(
         s.append(scale * values[:kept])
         vh.append(right[:kept])
     return (polar_factor(torch.cat(u, 1), softness[0]) * torch.cat(s)) @ polar_factor(torch.cat(vh, 0), softness[1])
+
+
+def merge_literally_with(
+    core: Core, updates: Sequence[Tensor], ranks: Sequence[int], scales: Sequence[float]
+) -> Tensor:
+    """sum_i scale_i U_perp X_i V_perp^T with the X_i of DC-Merge or SCORE."""
+    u: list[Tensor] = []
+    vh: list[Tensor] = []
+    seen: list[Tensor] = []
+    for update, rank in zip(updates, ranks, strict=True):
+        left, s, right = torch.linalg.svd(update, full_matrices=False)
+        u.append(left[:, :rank])
+        vh.append(right[:rank])
+        seen.append(u[-1] @ torch.diag(s[:rank]) @ vh[-1] if core.kind == "dc" else update)
+    output, input_ = polar_factor(torch.cat(u, 1)), polar_factor(torch.cat(vh, 0))
+    stacked = torch.stack([output.T @ each @ input_.T for each in seen])
+    kept = _elected(stacked, core.keep, ranks) if core.kind == "dc" else _pruned(stacked, core.deviations)
+    return output @ torch.stack([scale * each for scale, each in zip(scales, kept, strict=True)]).sum(0) @ input_
+
+
+def _elected(cores: Tensor, keep: float, ranks: Sequence[int]) -> Tensor:
+    flat = cores.flatten(1).abs()
+    smallest = flat.sort(1, descending=True).values[:, max(1, int(keep * flat.shape[1])) - 1]
+    trimmed = cores * (cores.abs() >= smallest[:, None, None] * (1 - TIE))
+    agrees = (trimmed * trimmed.sum(0)) > 0
+    blocks = torch.block_diag(*[torch.ones(rank, rank, dtype=cores.dtype) for rank in ranks])
+    return trimmed * agrees / agrees.sum(0).clamp(min=1) * blocks
+
+
+def _pruned(cores: Tensor, deviations: float) -> Tensor:
+    is_off = ~torch.eye(cores.shape[1], dtype=torch.bool)
+    off = cores[:, is_off]
+    limits = deviations * off.square().mean(1).sqrt()
+    return torch.where(is_off & (cores.abs() > limits[:, None, None]), 0.0, cores)
 
 
 def polar_factor(matrix: Tensor, tau: float = 0.0) -> Tensor:

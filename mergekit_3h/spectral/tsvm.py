@@ -6,17 +6,39 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
+from typing_extensions import Self
 
+from mergekit_3h.errors import OptionError
 from mergekit_3h.kernels import assembly
+from mergekit_3h.kernels.cores import Core
 from mergekit_3h.kernels.memory import working_bytes
 from mergekit_3h.kernels.settings import Settings
 from mergekit_3h.kernels.tasks import TaskMatrices
-from mergekit_3h.spectral.literal import merge_literally
+from mergekit_3h.spectral.literal import merge_literally, merge_literally_with
 from mergekit_3h.spectral.method import RankedMethod
 
-_KERNEL_OPTIONS = ("noise_floor", "energy", "decomposition", "tolerance", "decorrelation", "decorrelation_sides")
+_KERNEL_OPTIONS = (
+    "noise_floor",
+    "energy",
+    "decomposition",
+    "tolerance",
+    "decorrelation",
+    "decorrelation_sides",
+    "core",
+    "core_keep",
+    "core_deviations",
+)
+
+
+_OF_OTHER_CORES = {
+    "decorrelation": 0.0,
+    "decorrelation_sides": "both",
+    "order": "truncate_first",
+    "rank_budget": "shared",
+}
+"""What the cores other than TSVM's are defined for."""
 
 
 class TSVM(RankedMethod):
@@ -39,6 +61,39 @@ class TSVM(RankedMethod):
         description="Which singular vectors are decorrelated: those of the output side (the matrix's rows), of the "
         "input side, or both (the paper's).",
     )
+    core: Literal["block_diagonal", "dc", "score"] = Field(
+        "block_diagonal",
+        description="What stands between the decorrelated sides: block_diagonal, every expert's singular values "
+        "(TSVM); dc, of what these sides see of the experts' truncations the largest entries, elected by sign "
+        "(DC-Merge); score, all that they see of the whole updates, without outliers off the diagonal "
+        "(SCORE).",
+    )
+    core_keep: float = Field(
+        0.001,
+        gt=0.0,
+        le=1.0,
+        description="core: dc keeps this share of the entries that the sides see of each expert, the largest.",
+    )
+    core_deviations: float = Field(
+        1.96,
+        ge=0.0,
+        allow_inf_nan=False,
+        description="core: score keeps entries off the diagonal up to this many times their root mean square.",
+    )
+
+    @model_validator(mode="after")
+    def _cores_need_orthonormal_sides(self) -> Self:
+        settings = self.settings()
+        if settings.core == "block_diagonal":
+            return self
+        for name, needed in _OF_OTHER_CORES.items():
+            value = getattr(settings, name)
+            if value != needed:
+                raise OptionError(
+                    f"option {name!r}: got {value!r}; core: {settings.core} stands between orthonormal sides of the "
+                    f"experts' truncations, so it needs {name}: {needed}"
+                )
+        return self
 
     def settings(self) -> Settings:
         """What the kernel computes under these options. TSVM is R-TSVM without its two reweightings."""
@@ -72,8 +127,10 @@ class TSVM(RankedMethod):
     def working_bytes(self, rows: int, columns: int, experts: int, result_itemsize: int) -> int:
         settings = self.settings()
         is_literal = settings.order == "orthogonalize_first" and rows != columns
-        width = min(rows, columns) * (experts if is_literal or settings.rank_budget == "per_task" else 1)
-        return working_bytes(rows, columns, width, result_itemsize)
+        side = min(rows, columns)
+        width = side * (experts if is_literal or settings.rank_budget == "per_task" else 1)
+        cores = 0 if settings.core == "block_diagonal" else 8 * (experts + 2) * side * side
+        return cores + working_bytes(rows, columns, width, result_itemsize)
 
     def remarks(self, report: assembly.Report) -> Iterator[tuple[int, str]]:
         if any(report.dependent):
@@ -93,6 +150,9 @@ class TSVM(RankedMethod):
     def literally(self, updates: Sequence[Tensor], weights: Sequence[float], report: assembly.Report) -> Tensor:
         scales = [weight * alpha for weight, alpha in zip(weights, report.outlier_weights, strict=True)]
         settings = self.settings()
+        if settings.core != "block_diagonal":
+            core = Core(settings.core, settings.core_keep, settings.core_deviations)
+            return merge_literally_with(core, updates, report.ranks, scales)
         is_literal = settings.order == "orthogonalize_first"
         return merge_literally(
             updates, report.ranks, scales, orthogonalize_first=is_literal, softness=settings.softness
