@@ -14,7 +14,7 @@ from mergekit_3h.data.backends.loading import (
     longest_sequence,
     uses_chat_template,
 )
-from mergekit_3h.data.backends.protocol import BackendError, Completion, Request
+from mergekit_3h.data.backends.protocol import BackendError, Completion, Request, TokensUsed
 
 if TYPE_CHECKING:  # settings open backends: an import from here would be a circle
     from mergekit_3h.data.backends.settings import TransformersSettings
@@ -65,11 +65,10 @@ class TransformersBackend:
         encoded = [self._encode(request) for request in requests]
         prompts = {place: tokens for place, tokens in enumerate(encoded) if not isinstance(tokens, Completion)}
         asked = [self._within_room(requests[place], len(tokens)) for place, tokens in prompts.items()]
-        texts = self._generate(list(prompts.values()), asked) if prompts else []
-        answered = dict(zip(prompts, texts, strict=True))
+        replies = self._generate(list(prompts.values()), asked) if prompts else []
+        answered = dict(zip(prompts, replies, strict=True))
         return [
-            outcome if isinstance(outcome, Completion) else Completion(text=answered[place])
-            for place, outcome in enumerate(encoded)
+            outcome if isinstance(outcome, Completion) else answered[place] for place, outcome in enumerate(encoded)
         ]
 
     def _encode(self, request: Request) -> list[int] | Completion:
@@ -101,7 +100,7 @@ class TransformersBackend:
         start = self._tokenizer.bos_token
         return raw, not (start and raw.startswith(start))
 
-    def _generate(self, prompts: list[list[int]], requests: Sequence[Request]) -> list[str]:
+    def _generate(self, prompts: list[list[int]], requests: Sequence[Request]) -> list[Completion]:
         import torch
         from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
@@ -135,12 +134,17 @@ class TransformersBackend:
                 f"up to {width} tokens; lower batch_size"
             )
         produced: list[list[int]] = output[:, width:].tolist()
-        return [self._decode(tokens, request) for tokens, request in zip(produced, requests, strict=True)]
+        return [
+            self._decode(len(prompt), tokens, request)
+            for prompt, tokens, request in zip(prompts, produced, requests, strict=True)
+        ]
 
-    def _decode(self, tokens: list[int], request: Request) -> str:
+    def _decode(self, prompt_tokens: int, tokens: list[int], request: Request) -> Completion:
         from mergekit_3h.data.backends.decoding import before_stop
 
         own = tokens[: request.max_new_tokens]
         end = next((place for place, token in enumerate(own) if token in self._end_tokens), len(own))
         text: str = self._tokenizer.decode(own[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return before_stop(text, request.stop)
+        reply = before_stop(text, request.stop)
+        is_cut = end == request.max_new_tokens and reply == text
+        return Completion(text=reply, tokens=TokensUsed(prompt_tokens, min(end + 1, len(own)), is_cut))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from mergekit_3h.errors import OptionError, ThreeHError
@@ -40,11 +40,23 @@ class Request:
 
 
 @dataclass(frozen=True)
+class TokensUsed:
+    """Of one request, counted by the model's own tokenizer."""
+
+    prompt: int
+    reply: int
+    is_cut: bool
+    """The reply ends because it has as many tokens as it may, or as the model holds."""
+
+
+@dataclass(frozen=True)
 class Completion:
     """The answer to one request: a text, or the reason why there is none."""
 
     text: str | None = None
     failure: str | None = None
+    tokens: TokensUsed | None = field(default=None, compare=False)
+    """None where the model is not in this process, or the answer was given earlier."""
 
     def __post_init__(self) -> None:
         if (self.text is None) == (self.failure is None):
