@@ -89,9 +89,12 @@ def subject_of(model: str, settings: TransformersSettings, name: str | None = No
     )
 
 
-def subject_in_memory(name: str, module: Any, tokenizer: Any, settings: TransformersSettings) -> EvaluatedModel:
+def subject_in_memory(
+    name: str, module: Any, tokenizer: Any, settings: TransformersSettings | None = None
+) -> EvaluatedModel:
     """A module that is there already, on the device where it is. Its weights are taken as they are."""
     dtype = str(next(module.parameters()).dtype).removeprefix("torch.")
+    settings = settings or TransformersSettings(model=name)
     settings = settings.model_copy(update={"model": name, "device": str(module.device), "dtype": dtype})
     context = _context_of(module.config.to_dict())
     return EvaluatedModel(name, settings, digest_of_module(module), tokenizer, context, lambda: module)
