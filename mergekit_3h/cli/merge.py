@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 MERGED = "merge"
 LOST = 4
-"""Exit status of a merge that lost an expert's dimension by more than the interval."""
+"""Exit status of a merge that lost an expert's dimension by more than chance."""
 
 
 @click.command("merge")
@@ -36,7 +36,7 @@ def command(config: Path, out: Path, suite: str | None, **given: Any) -> None:
 
     One command from models to proof: base, experts and merge on the same questions, one page, and a sentence for each
     dimension. Exit status: 0; 1 for an error; 3 if too many items have no score; 4 if an expert's dimension is lost by
-    more than the interval.
+    more than chance.
     """
     from mergekit_3h.checkpoints.locations import read_json
 

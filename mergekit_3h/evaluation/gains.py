@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from typing import TYPE_CHECKING
 
 from mergekit_3h.evaluation.intervals import (
     FEWEST_ITEMS,
     Interval,
     interval_of,
+    is_clear,
     paired_difference,
     resampled_means,
+    sign_flips,
 )
 from mergekit_3h.evaluation.result import EvaluationResult, MetricResult, ScoreWithInterval, averaged_metrics
 
@@ -36,6 +40,12 @@ class ScoreDifference:
     replicates: Tensor
     items: int | None = None
     """Of the metric that has the fewest: its noise is in the average. None where the scores do not say."""
+    shares: Sequence[float] | None = None
+    """What each item's difference adds to the whole. None where a score is no mean of items."""
+
+    def times(self, factor: float) -> ScoreDifference:
+        shares = None if self.shares is None else [factor * share for share in self.shares]
+        return ScoreDifference(factor * self.difference, factor * self.replicates, self.items, shares)
 
     @property
     def interval(self) -> Interval:
@@ -50,8 +60,9 @@ class ScoreDifference:
 
     @property
     def is_clear(self) -> bool:
-        found = self.interval
-        return not self.too_few and (found.low > 0.0 or found.high < 0.0)
+        """Not by chance, as for a single metric; an item counts in the exact test by what it adds to the average."""
+        p_value = None if self.shares is None else sign_flips(self.shares)
+        return is_clear(FEWEST_ITEMS if self.items is None else self.items, self.interval, p_value)
 
 
 def score_difference(
@@ -64,17 +75,17 @@ def score_difference(
 
     Where lower is better the sign is turned: a positive difference always speaks for ``first``.
     """
-    total, parts, replicates = sum(names.values()), 0.0, None
-    counts: list[int] = []
-    for name, weight in names.items():
-        found = _metric_difference(first, second, name, others)
-        if found is None:
-            return None
-        parts += weight / total * found.difference
-        share = weight / total * found.replicates
-        replicates = share if replicates is None else replicates + share
-        counts += [] if found.items is None else [found.items]
-    return None if replicates is None else ScoreDifference(parts, replicates, min(counts, default=None))
+    total = sum(names.values())
+    found = [_metric_difference(first, second, name, others) for name in names]
+    parts = [part.times(weight / total) for part, weight in zip(found, names.values(), strict=True) if part is not None]
+    if not parts or len(parts) < len(found):
+        return None
+    return ScoreDifference(
+        sum(part.difference for part in parts),
+        reduce(add, [part.replicates for part in parts]),
+        min((part.items for part in parts if part.items is not None), default=None),
+        None if any(part.shares is None for part in parts) else [one for part in parts for one in part.shares or ()],
+    )
 
 
 def _metric_difference(
@@ -93,7 +104,8 @@ def _metric_difference(
     scale = sign * mine.scale
     differences = [scale * (mine.values[item] - theirs.values[item]) for item in shared]
     replicates = resampled_means(differences, first.resamples, first.seed, name)
-    return ScoreDifference(sum(differences) / len(differences), replicates, len(shared))
+    shares = [difference / len(shared) for difference in differences]
+    return ScoreDifference(sum(differences) / len(shared), replicates, len(shared), shares)
 
 
 def _unpaired(
@@ -123,7 +135,7 @@ def gain_kept(
     if gained.difference <= 0.0:
         return GainKept(None, why_not="the expert is no better than the base")
     if not gained.is_clear:
-        return GainKept(None, why_not="the expert's own gain is within the interval")
+        return GainKept(None, why_not="the expert's own gain may be chance")
     return GainKept(kept.difference / gained.difference, interval_of(kept.replicates / gained.replicates))
 
 
@@ -141,13 +153,15 @@ def likelihood_metrics(result: EvaluationResult, dimension: str | None) -> dict[
     }
 
 
-def forgotten(merge: EvaluationResult, base: EvaluationResult) -> ScoreWithInterval | None:
-    """The base's mean score minus the merge's on what nobody trained for; above zero something is lost.
-
-    Without an interval where there are too few items for one.
-    """
+def forgetting(merge: EvaluationResult, base: EvaluationResult) -> ScoreDifference | None:
+    """The base's mean score minus the merge's on what nobody trained for; above zero something is lost."""
     names = dict.fromkeys(base.metrics_of(None), 1.0)
-    found = score_difference(base, merge, names) if names else None
+    return score_difference(base, merge, names) if names else None
+
+
+def forgotten(merge: EvaluationResult, base: EvaluationResult) -> ScoreWithInterval | None:
+    """The same as a score; without an interval where there are too few items for one."""
+    found = forgetting(merge, base)
     if found is None:
         return None
     if found.too_few:

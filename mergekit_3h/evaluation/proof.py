@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from mergekit_3h.evaluation.gains import forgotten, likelihood_metrics, score_difference, scored_metrics
+from mergekit_3h.evaluation.gains import forgetting, likelihood_metrics, score_difference, scored_metrics
 from mergekit_3h.evaluation.result import EvaluationResult
 
 _ADVICE = (
@@ -42,7 +42,7 @@ def own_experts(
 def verdicts(
     results: Mapping[str, EvaluationResult], base: str | None, merge: str, experts: Mapping[str, str]
 ) -> tuple[list[str], bool]:
-    """Sentences on the merge, and whether one of them is bad: an expert's dimension lost by more than the interval."""
+    """Sentences on the merge, and whether one of them is bad: an expert's dimension lost by more than chance."""
     said: list[str] = []
     is_bad = False
     for dimension, expert in experts.items():
@@ -52,13 +52,13 @@ def verdicts(
     for dimension in results[merge].dimensions:
         if dimension not in experts:
             said.append(f"{dimension}: no model is better in it than the base, so there was nothing to keep.")
-    lost = forgotten(results[merge], results[base]) if base is not None else None
-    if lost is not None and lost.low is None:
+    lost = forgetting(results[merge], results[base]) if base is not None else None
+    if lost is not None and lost.too_few:
         said.append("Too few items to tell whether the merge has forgotten some of what nobody trained for.")
-    if lost is not None and lost.low is not None and lost.low > 0.0:
+    elif lost is not None and lost.is_clear and lost.difference > 0.0:
         said.append(
-            f"The merge has forgotten some of what nobody trained for: {lost.score:.2f} points "
-            f"({lost.low:.2f} to {lost.high:.2f}). Try a smaller lambda."
+            f"The merge has forgotten some of what nobody trained for: {lost.difference:.2f} points "
+            f"({lost.interval.low:.2f} to {lost.interval.high:.2f}). Try a smaller lambda."
         )
     return said, is_bad
 
@@ -80,7 +80,7 @@ def _on_a_dimension(
     near, far = sorted((abs(low), abs(high)))
     shown = f"{abs(found.difference):.2f} {unit} (95 %: {near:.2f} to {far:.2f})"
     if not found.is_clear:
-        return f"{dimension}: kept; the difference to {expert} is within the interval.", False
+        return f"{dimension}: kept; the difference to {expert} may be chance.", False
     if found.difference > 0.0:
         return f"{dimension}: better than {expert} by {shown}.", False
     return f"{dimension}: lost against {expert} by {shown}. {_ADVICE.format(expert=expert)}", True

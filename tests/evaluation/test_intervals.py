@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import random
 from fractions import Fraction
+from itertools import product
 from math import comb
 
 import pytest
 
 from mergekit_3h.evaluation.intervals import (
     CONFIDENCE,
+    EXACT_UP_TO,
     FEWEST_ITEMS,
     interval_of,
     mcnemar,
     paired_difference,
     resampled_means,
     resampled_share,
+    sign_flips,
 )
 
 
@@ -89,8 +92,36 @@ def test_the_fewest_items_are_those_that_the_exact_test_needs() -> None:
     for count in (FEWEST_ITEMS - 1, FEWEST_ITEMS):
         better = {str(i): 1.5 for i in range(count)}
         found = paired_difference(better, dict.fromkeys(better, 1.0), 1.0, 500, 0, "x")
-        assert found is not None and found.p_value is None and found.interval.low == 0.5
+        assert found is not None and found.p_value == 2.0 / 2**count and found.interval.low == 0.5
         assert found.is_clear == (count == FEWEST_ITEMS), "an interval of no width alone proves nothing"
+
+
+def test_turning_signs_is_the_exact_test_of_a_sum() -> None:
+    draws = random.Random(2)
+    differences = [Fraction(draws.randint(-4, 6), 4) for _ in range(9)]
+    reached = abs(sum(differences))
+    ways = [
+        sum((sign * size for sign, size in zip(signs, differences, strict=True)), Fraction(0))
+        for signs in product((1, -1), repeat=len(differences))
+    ]
+    expected = sum(abs(way) >= reached for way in ways) / len(ways)
+    assert sign_flips([float(one) for one in differences]) == pytest.approx(expected, rel=1e-12)
+    assert sign_flips([0.1, 0.2, -0.3]) == 1.0, "what rounding leaves of 0.1 + 0.2 - 0.3 is nothing"
+
+
+@pytest.mark.parametrize(("better", "worse"), [(0, 0), (4, 0), (5, 1), (6, 0), (8, 8), (13, 3)])
+def test_of_differences_of_one_size_it_is_mcnemars(better: int, worse: int) -> None:
+    differences = [0.7] * better + [-0.7] * worse + [0.0] * 5
+    assert sign_flips(differences) == pytest.approx(mcnemar(better, worse), rel=1e-12)
+
+
+def test_where_it_ends_the_bootstrap_says_the_same() -> None:
+    assert sign_flips([1.0] * (EXACT_UP_TO + 1)) is None
+    for better in range(EXACT_UP_TO + 2):
+        differences = [1.0] * better + [-1.0] * (EXACT_UP_TO + 1 - better) + [0.0] * 100
+        found = interval_of(resampled_means(differences, 20_000, 0, "x"))
+        is_exact = mcnemar(better, EXACT_UP_TO + 1 - better) < 1.0 - CONFIDENCE
+        assert (found.low > 0.0 or found.high < 0.0) == is_exact, better
 
 
 def test_models_that_are_the_same_do_not_differ() -> None:
@@ -102,5 +133,5 @@ def test_models_that_are_the_same_do_not_differ() -> None:
 
 def test_only_shared_items_are_compared() -> None:
     found = paired_difference({"a": 1.0, "b": 0.0, "c": 5.0}, {"b": 0.5, "c": 4.5, "d": 9.0}, 1.0, 500, 0, "x")
-    assert found is not None and found.items == 2 and found.difference == 0.0 and found.p_value is None
+    assert found is not None and found.items == 2 and found.difference == 0.0 and found.p_value == 1.0
     assert paired_difference({"a": 1.0}, {"b": 1.0}, 1.0, 500, 0, "x") is None

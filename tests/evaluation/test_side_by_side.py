@@ -110,7 +110,7 @@ def test_no_share_where_the_experts_own_gain_may_be_none(four: dict[str, Evaluat
         return gain_kept(four["a"], four["base"], result("e", skill=noisy), {"skill": 1.0})
 
     within, none = share(0.33), share(0.1)
-    assert within.share is None and within.why_not == "the expert's own gain is within the interval"
+    assert within.share is None and within.why_not == "the expert's own gain may be chance"
     assert none.share is None and none.why_not == "the expert is no better than the base"
     assert gain_kept(four["a"], four["base"], four["expert"], {}).why_not == "not measured"
 
@@ -145,6 +145,37 @@ def test_one_metric_with_few_items_makes_the_average_unsure() -> None:
 
     table = side_by_side({"a": one(0.9, 1.0), "b": one(0.3, 0.0)})
     assert table.rows[1].ties == {"few", "helpful", AVERAGE}
+
+
+@pytest.mark.parametrize("differ", [3, 5, 6])
+def test_a_few_items_that_differ_alike_may_be_chance_in_an_average_too(differ: int) -> None:
+    """Of 2 x 12 items some are lost and none is won: a bootstrap alone calls five of them clear."""
+    right, worse = [1.0] * 12, [float(i >= 3) for i in range(12)]
+
+    def one(first: list[Any], second: list[Any]) -> EvaluationResult:
+        return result("m", first=metric(first, "helpful"), second=metric(second, "helpful"), other=metric(second, None))
+
+    lossy = one(worse, [float(i >= differ - 3) for i in range(12)])
+    whole = one(right, right)
+    table = side_by_side({"whole": whole, "lossy": lossy})
+    assert table.rows[1].ties >= {"first", "second"}
+    assert ({"helpful", AVERAGE} <= table.rows[1].ties) == (differ < 6)
+    results = {"base": lossy, "expert": whole, "merge": lossy}
+    sentences, is_bad = verdicts(results, "base", "merge", {"helpful": "expert"})
+    assert is_bad == (differ == 6)
+    assert ("kept; the difference to expert may be chance" in sentences[0]) == (differ < 6)
+    gain = gain_kept(lossy, lossy, whole, scored_metrics(whole, "helpful"))
+    assert gain.why_not == ("the expert's own gain may be chance" if differ < 6 else "")
+
+
+def test_what_is_forgotten_by_chance_is_not_told(four: dict[str, EvaluationResult]) -> None:
+    def one(lost: int) -> EvaluationResult:
+        rest = metric([float(i >= lost) for i in range(12)], None)
+        return result("m", skill=metric(outcomes(0.6), "helpful"), other=rest)
+
+    for lost, is_told in ((4, False), (6, True)):
+        sentences, _ = verdicts({"base": one(0), "merge": one(lost)}, "base", "merge", {})
+        assert any("has forgotten" in sentence for sentence in sentences) == is_told
 
 
 def test_ranks_are_among_merges_and_ties_are_paired(table: SideBySide) -> None:
