@@ -188,9 +188,8 @@ WRONG: dict[str, tuple[Change, str]] = {
 
 @pytest.mark.parametrize("what", WRONG)
 def test_what_is_wrong_is_said_before_a_model_is_loaded(
-    mergekit_3h, experts, tasks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+    mergekit_3h, experts, tasks, no_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    monkeypatch.setattr("mergekit_3h.data.backends.loading.loaded", lambda *_: pytest.fail("a model was loaded"))
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     change, message = WRONG[what]
     suite = suite_of(tmp_path, it=change(tasks))
@@ -213,12 +212,13 @@ def test_consent_must_be_given_twice(mergekit_3h, experts, tmp_path: Path, monke
 
 @pytest.mark.parametrize("name", ["3h-paper", "3h-offline-judgefree"])
 def test_every_task_of_the_shipped_suites_is_one_of_lm_eval(name: str) -> None:
-    from mergekit_3h.evaluation.metrics.lm_eval_task import LmEvalTask, _manager
+    from mergekit_3h.evaluation.metrics.lm_eval_loading import task_manager
+    from mergekit_3h.evaluation.metrics.lm_eval_task import LmEvalTask
     from mergekit_3h.evaluation.suite import read_suite
 
     suite = read_suite(name).suite
     metrics = {label: metric for label, _, metric in suite.metrics() if isinstance(metric, LmEvalTask)}
-    assert metrics and {str(metric.task) for metric in metrics.values()} <= set(_manager().all_tasks)
+    assert metrics and {str(metric.task) for metric in metrics.values()} <= set(task_manager().all_tasks)
     assert set(suite.dimensions) == {"helpful", "honest", "harmless"}
 
 
