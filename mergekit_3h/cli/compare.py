@@ -87,7 +87,7 @@ def write_outputs(
 ) -> None:
     """Every file by its ending. A picture shows one table; of several tables each gets a number."""
     from mergekit_3h.evaluation.comparison_page import comparison_page
-    from mergekit_3h.evaluation.comparison_plots import save_plots
+    from mergekit_3h.evaluation.comparison_picture import save_picture
     from mergekit_3h.evaluation.comparison_tables import as_csv, as_latex, as_markdown
     from mergekit_3h.writing import write_text_whole
 
@@ -105,4 +105,4 @@ def write_outputs(
         else:
             for number, table in enumerate(tables, start=1):
                 place = output if len(tables) == 1 else output.with_stem(f"{output.stem}-{number}")
-                save_plots(table, place)
+                save_picture(table, place)

@@ -4,12 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from mergekit_3h.evaluation.comparison_plots import (
-    radar_drawing,
-    radar_rows,
-    trade_off_drawing,
-    two_dimensions,
-)
 from mergekit_3h.evaluation.comparison_tables import (
     ComparedCell,
     cell_of,
@@ -18,8 +12,10 @@ from mergekit_3h.evaluation.comparison_tables import (
     gain_remarks,
     heading,
 )
+from mergekit_3h.evaluation.radars import radar_drawing, radar_rows
 from mergekit_3h.evaluation.result import EvaluationResult
 from mergekit_3h.evaluation.side_by_side import ComparedModel, SideBySide
+from mergekit_3h.evaluation.trade_offs import trade_off_drawing, trade_offs, two_dimensions
 from mergekit_3h.pages import (
     Html,
     PageSection,
@@ -100,7 +96,12 @@ def _gains(one: SideBySide) -> Html:
 
 def _name(row: ComparedModel) -> Html:
     role = faint(f" {row.role}") if row.role != "merge" else ""
-    return Html(f"{html(row.name)}{role}{faint(' !') if row.notes else ''}")
+    return Html(f"{breakable_name(row.name)}{role}{faint(' !') if row.notes else ''}")
+
+
+def breakable_name(name: str) -> Html:
+    """On a narrow screen a long name goes on below after an underscore, not within a word."""
+    return Html(html(name).replace("_", "_<wbr>"))
 
 
 def _cell(cell: ComparedCell) -> Html:
@@ -130,10 +131,13 @@ def _trade_off(one: SideBySide) -> Html | None:
     drawn, pair = trade_off_drawing(one), two_dimensions(one)
     if drawn is None or pair is None:
         return None
+    intervals = ", with 95 % intervals" if any(point.bars() for point in trade_offs(one)) else ""
+    roles = {row.role for row in one.rows}
+    shapes = " Circles are merges, triangles experts, the square is the base." if roles != {"merge"} else ""
     return figure(
         drawn,
-        f"{pair[1]} against {pair[0]}, with 95 % intervals. Numbers are those of the table; the dashed line joins the "
-        "models that no other beats in both. Circles are merges, triangles experts, the square is the base.",
+        f"{pair[1]} against {pair[0]}{intervals}. Numbers are those of the table; the dashed line joins the models "
+        f"that no other beats in both.{shapes}",
     )
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mergekit_3h.evaluation.comparison_plots import grouped, pareto_set, placed_labels, trade_offs
+from mergekit_3h.evaluation.point_labels import grouped, placed_labels
 from mergekit_3h.evaluation.published import published_tables
+from mergekit_3h.evaluation.trade_offs import pareto_set, trade_offs
 
 from .browser import browser_layout
 from .conftest import DIMENSIONS
@@ -159,6 +160,15 @@ def test_names_are_placed_where_nothing_else_is() -> None:
     assert len(found) >= 10
     for i, (x, y) in enumerate(found):
         assert all(abs(x - a) > 7 or abs(y - b) > 11 for a, b in found[i + 1 :])
+
+
+def test_names_are_clear_of_the_intervals_where_there_is_room() -> None:
+    """A point on the lower edge, as of a model that gets nothing right, with an interval in each dimension."""
+    bars = [((60.0, 280.0), (300.0, 280.0)), ((100.0, 30.0), (100.0, 280.0))]
+    (place,) = placed_labels([(100.0, 280.0)], ["1, 2, 4 +1"], (52.0, 0.0, 400.0, 286.0), bars)
+    assert place is not None and place[0] - 1 > 100.0 and place[1] + 2 < 280.0
+    crowded = [((10.0, float(height)), (390.0, float(height))) for height in range(0, 300, 5)]
+    assert placed_labels([(100.0, 100.0)], ["1"], (0.0, 0.0, 400.0, 300.0), crowded) != [None]
 
 
 def test_points_at_one_place_share_a_name() -> None:
