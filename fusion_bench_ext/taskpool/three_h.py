@@ -5,24 +5,25 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 from fusion_bench.mixins.lightning_fabric import LightningFabricMixin
 from fusion_bench.modelpool.causal_lm.causal_lm import CausalLMPool
 from fusion_bench.taskpool.base_pool import BaseTaskPool
-from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from fusion_bench_ext.errors import shown_by_hydra
+from fusion_bench_ext.hydra_values import plain_value
+from mergekit_3h.checkpoints.opening import in_precision
 from mergekit_3h.checkpoints.precision import settled_precision
+from mergekit_3h.checkpoints.tokenizers import load_tokenizer
 from mergekit_3h.data.backends.settings import TransformersSettings
 from mergekit_3h.data.sections import parsed
 from mergekit_3h.errors import ModelError, OptionError
 from mergekit_3h.evaluation.evaluator import Evaluator
 from mergekit_3h.evaluation.result import EvaluationResult
-from mergekit_3h.evaluation.subject import EvaluatedModel, subject_in_memory
+from mergekit_3h.evaluation.subject import EvaluatedModel, checkpoint_folder, subject_in_memory
 from mergekit_3h.evaluation.suite import read_suite
 
 log = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ class ThreeHTaskPool(BaseTaskPool, LightningFabricMixin):
     ) -> None:
         super().__init__(**host_keys)
         self.suite, self.name, self.output, self.tokenizer = suite, name, output, tokenizer
-        self.files, self.judges = _plain(files), _plain(judges)
+        self.files, self.judges = _texts(files), _texts(judges)
         self.batch_size, self.dtype, self.chat_template = batch_size, dtype, chat_template
         self.retry_failed, self.quiet = retry_failed, quiet
         self._evaluated: Counter[str] = Counter()
@@ -102,17 +103,17 @@ class ThreeHTaskPool(BaseTaskPool, LightningFabricMixin):
             raise ModelError(
                 f"the merged model is a {type(model).__name__}; the task pool 3h evaluates language models"
             )
-        own = next(model.parameters()).dtype
-        wanted = settled_precision(self.dtype, own, self.fabric.device).as_torch()
-        if wanted not in ("auto", own):
-            model = deepcopy(model).to(wanted)  # the program's own model stays as it was merged
-        return subject_in_memory(label, model.to(self.fabric.device), self._load_tokenizer(), self._settings)
+        device = self.fabric.device
+        precision = settled_precision(self.dtype, next(model.parameters()).dtype, device)
+        return subject_in_memory(label, in_precision(model, precision, device), self._load_tokenizer(), self._settings)
 
     def _load_tokenizer(self) -> Any:
-        from transformers import AutoTokenizer
-
         if self.tokenizer is not None:
-            return AutoTokenizer.from_pretrained(self.tokenizer)
+            folder = checkpoint_folder(self.tokenizer)
+            tokenizer = load_tokenizer(folder)
+            if tokenizer is None:
+                raise ModelError(f"taskpool.tokenizer={self.tokenizer}: there is no tokenizer in {folder}")
+            return tokenizer
         pool: Any = getattr(self._program, "modelpool", None)
         if isinstance(pool, CausalLMPool) and getattr(pool, "tokenizer", None) is not None:
             return pool.load_tokenizer()
@@ -147,7 +148,5 @@ def _report(result: EvaluationResult, path: Path) -> dict[str, Any]:
     return {**averages, "average": result.average.score, "metrics": metrics, "suite": result.suite, "items": str(path)}
 
 
-def _plain(given: Any) -> dict[str, str]:
-    if isinstance(given, DictConfig):
-        given = OmegaConf.to_container(given, resolve=True)
-    return {str(name): str(value) for name, value in (given or {}).items()}
+def _texts(given: Any) -> dict[str, str]:
+    return {str(name): str(value) for name, value in (plain_value(given) or {}).items()}

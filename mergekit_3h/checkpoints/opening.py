@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from mergekit_3h.checkpoints.precision import Precision
 from mergekit_3h.checkpoints.sources import CheckpointSource
 from mergekit_3h.errors import ModelError
 
@@ -34,16 +36,37 @@ def empty_model(folder: Path, trust_remote_code: bool = False) -> nn.Module:
     return model
 
 
-def load_model(folder: Path, dtype: str, device: Any, trust_remote_code: bool = False) -> nn.Module:
-    """The model with its weights, in this data type; ``auto``: that of its checkpoint."""
+def load_model(
+    source: Path | str, dtype: str, device: Any, trust_remote_code: bool = False, revision: str | None = None
+) -> nn.Module:
+    """The model with its weights, in this data type; ``auto``: that of its checkpoint.
+
+    A path is a folder here; a name, with its revision, may be one on the hub, and then it is downloaded.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
     chosen: Any = dtype if dtype == "auto" else getattr(torch, dtype)
-    with loading_bars_on_terminals():
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            str(folder), dtype=chosen, local_files_only=True, trust_remote_code=trust_remote_code
-        )
+    try:
+        with loading_bars_on_terminals():
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                str(source),
+                dtype=chosen,
+                local_files_only=isinstance(source, Path),
+                trust_remote_code=trust_remote_code,
+                revision=revision,
+            )
+        return model.to(device)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ModelError(f"the model {source} cannot be loaded on {device}: {reason}") from error
+
+
+def in_precision(model: nn.Module, precision: Precision, device: Any) -> nn.Module:
+    """A model that is in memory, on the device. One of another data type stays as it is, and a copy is given."""
+    wanted = precision.as_torch()
+    if wanted not in ("auto", next(model.parameters()).dtype):
+        model = deepcopy(model).to(wanted)
     return model.to(device)
 
 

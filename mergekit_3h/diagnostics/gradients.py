@@ -13,9 +13,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
 from torch import nn
 
+from mergekit_3h.checkpoints.opening import load_model
 from mergekit_3h.checkpoints.tokenizers import load_tokenizer
 from mergekit_3h.data.records import DataError
 from mergekit_3h.diagnostics.rows import all_pairs
@@ -49,7 +49,7 @@ def gradient_cosines(
     folders = subject.folders[1:]
     with TemporaryDirectory(prefix="gradients-") as scratch:
         for number, folder in enumerate(folders):
-            _write_gradients(_loaded(folder, options, device), objective, Path(scratch), number)
+            _write_gradients(load_model(folder, options.dtype, device).eval(), objective, Path(scratch), number)
         return [_compared(Path(scratch), name, i, j) for name in objective.sizes for i, j in all_pairs(len(folders))]
 
 
@@ -62,17 +62,6 @@ def objective_of(subject: InspectedModels, records: Sequence[LocatedRecord], opt
         raise DataError(f"none of the {len(records)} records has a response, from which a loss could be taken")
     answers = {name: tokenized(members, tokenizer, options, options.max_length) for name, members in sets.items()}
     return Objective(answers, options.batch_size)
-
-
-def _loaded(folder: Path, options: LossOptions, device: str) -> nn.Module:
-    from transformers import AutoModelForCausalLM
-
-    dtype: Any = options.dtype if options.dtype == "auto" else getattr(torch, options.dtype)
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, local_files_only=True)
-    except Exception as error:
-        raise ModelError(f"{folder} cannot be loaded: {type(error).__name__}: {error}") from error
-    return model.to(device).eval()
 
 
 def _write_gradients(model: nn.Module, objective: Objective, scratch: Path, number: int) -> None:

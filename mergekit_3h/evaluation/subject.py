@@ -12,6 +12,7 @@ from typing import Any
 
 from mergekit_3h.checkpoints.headers import read_checkpoint
 from mergekit_3h.checkpoints.locations import config_problem, locate, read_json
+from mergekit_3h.checkpoints.opening import load_model
 from mergekit_3h.checkpoints.precision import settled_precision, stored_dtype
 from mergekit_3h.checkpoints.tokenizers import load_tokenizer, tokenizer_facts
 from mergekit_3h.data.backends.loading import chosen_device
@@ -67,8 +68,6 @@ class EvaluatedModel:
 
 def subject_of(model: str, settings: TransformersSettings, name: str | None = None) -> EvaluatedModel:
     """A checkpoint, by its folder or its name in the hub's cache. Its files are looked at, no weight is loaded."""
-    from mergekit_3h.data.backends.loading import loaded
-
     folder = checkpoint_folder(model)
     damage = [*filter(None, [config_problem(folder)]), *read_checkpoint(folder).damage]
     if damage:
@@ -85,7 +84,7 @@ def subject_of(model: str, settings: TransformersSettings, name: str | None = No
         _digest_of_files(folder),
         tokenizer,
         _context_of(read_json(folder / "config.json")),
-        lambda: loaded(settings, device)[1],
+        lambda: load_model(folder, dtype, device, settings.trust_remote_code),
     )
 
 
@@ -94,7 +93,7 @@ def subject_in_memory(
 ) -> EvaluatedModel:
     """A module that is there already, on the device where it is. Its weights are taken as they are."""
     dtype = str(next(module.parameters()).dtype).removeprefix("torch.")
-    settings = settings or TransformersSettings(model=name)
+    settings = settings or TransformersSettings.model_validate({"model": name})
     settings = settings.model_copy(update={"model": name, "device": str(module.device), "dtype": dtype})
     context = _context_of(module.config.to_dict())
     return EvaluatedModel(name, settings, digest_of_module(module), tokenizer, context, lambda: module)

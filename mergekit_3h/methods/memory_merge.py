@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from mergekit_3h.checkpoints.opening import load_model
 from mergekit_3h.errors import ModelError, OptionError, ThreeHError
 from mergekit_3h.suggestions import did_you_mean
 
@@ -60,14 +61,10 @@ class Merger:
     def tensors_by_files(self, config: Mapping[str, Any], seed: int) -> dict[str, Tensor]:
         """The same by way of a folder that is removed again, as transformers loads it: for models whose tensors
         transformers names or fuses otherwise than their checkpoints do."""
-        from transformers import AutoModelForCausalLM
-
         with tempfile.TemporaryDirectory(prefix="mergekit-3h-") as name:
             self.write(config, Path(name) / "merged", seed)
             with _explained("the merged model"):
-                module: Any = AutoModelForCausalLM.from_pretrained(
-                    str(Path(name) / "merged"), dtype="auto", trust_remote_code=self.trust_remote_code
-                )
+                module = load_model(Path(name) / "merged", "auto", "cpu", self.trust_remote_code)
             return {key: value.clone() for key, value in module.state_dict().items()}
 
     def write(self, config: Mapping[str, Any], folder: Path, seed: int | None, source: str | None = None) -> None:

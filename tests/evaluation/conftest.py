@@ -117,6 +117,16 @@ def mergekit_3h() -> Callable[..., Result]:
     return run
 
 
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading any model fails the test."""
+
+    def fail(*_: object, **__: object) -> None:
+        pytest.fail("a model was loaded")
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", fail)
+
+
 @pytest.fixture(scope="session")
 def frank(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Discusses blue things, and judges replies about them."""

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from pipeline_runs import kill, wait_until
 
+from mergekit_3h.evaluation.intervals import FEWEST_ITEMS
 from mergekit_3h.evaluation.suite import shipped_suites
 
 from .conftest import tiny_suite, write_suite
@@ -22,12 +23,6 @@ from .conftest import tiny_suite, write_suite
 def _requests_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     """huggingface_hub sends no request in offline mode, not even to this machine."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-
-
-@pytest.fixture
-def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Loading any model fails the test."""
-    monkeypatch.setattr("mergekit_3h.data.backends.loading.loaded", lambda *_: pytest.fail("a model was loaded"))
 
 
 def scores(path: Path) -> dict[str, Any]:
@@ -54,7 +49,9 @@ def test_the_small_suite_runs_on_any_model(mergekit_3h, experts, tmp_path: Path)
     mergekit_3h("evaluate", experts["helpful"], "--suite", "3h-small", "-o", tmp_path, "-q")
     found = json.loads((tmp_path / "helpful.json").read_text())
     assert set(found["dimensions"]) == {"helpful", "honest", "harmless"}
-    assert all(metric["items"] for metric in found["metrics"].values())
+    fewest = {True: 12, False: FEWEST_ITEMS}
+    for metric in found["metrics"].values():
+        assert len(metric["items"]) >= fewest[metric["kind"] == "answer-likelihood"]
 
 
 def changed(questions: Path, **changes: Any) -> dict[str, Any]:

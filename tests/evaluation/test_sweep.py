@@ -190,9 +190,8 @@ def test_rewarded_soup_with_a_preference_of_ones_own(experts, sweep_file) -> Non
     ],
 )
 def test_what_is_wrong_is_said_before_a_model_is_loaded(
-    mergekit_3h, sweep_file, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
+    mergekit_3h, sweep_file, no_model, changes: dict[str, Any], message: str
 ) -> None:
-    monkeypatch.setattr("mergekit_3h.data.backends.loading.loaded", lambda *_: pytest.fail("a model was loaded"))
     assert message in mergekit_3h("sweep", sweep_file(**changes), status=1).output
 
 

@@ -6,9 +6,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mergekit_3h.checkpoints.opening import loading_bars_on_terminals
+from mergekit_3h.checkpoints.opening import load_model, loading_bars_on_terminals
 from mergekit_3h.checkpoints.precision import settled_precision
 from mergekit_3h.data.backends.protocol import BackendError
+from mergekit_3h.errors import ModelError
 
 if TYPE_CHECKING:  # settings open backends: an import from here would be a circle
     from mergekit_3h.data.backends.settings import TransformersSettings
@@ -37,9 +38,11 @@ def loaded(settings: TransformersSettings, device: str) -> tuple[Any, Any]:
         with loading_bars_on_terminals():
             tokenizer = transformers.AutoTokenizer.from_pretrained(source, **shared)
             stored = getattr(transformers.AutoConfig.from_pretrained(source, **shared), "dtype", None)
-            dtype = settled_precision(settings.dtype, stored, device).as_torch()
-            model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **shared)
-        return tokenizer, model.to(device).eval()
+            dtype = settled_precision(settings.dtype, stored, device).dtype
+        model = load_model(source, dtype, device, settings.trust_remote_code, settings.revision)
+        return tokenizer, model.eval()
+    except ModelError as error:
+        raise BackendError(str(error)) from error
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
     raise BackendError(f"model {settings.model}: cannot be loaded for generation on {device}: {reason[0]}")
