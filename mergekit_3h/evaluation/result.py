@@ -41,7 +41,7 @@ class MetricResult(ScoreWithInterval):
     """One metric of one model."""
 
     kind: str
-    dimension: str | None = Field(description="None: a metric of what nobody trained for.")
+    dimension: str | None = Field(None, description="None: a metric of what nobody trained for.")
     better: Direction
     scale: float
     weight: float

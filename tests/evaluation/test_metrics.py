@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -170,9 +171,11 @@ def test_what_is_known_is_not_computed_again(experts, suite_file: Path, tmp_path
     assert other.metrics["honest-likelihood"].score != first.metrics["honest-likelihood"].score
 
 
-def test_a_result_comes_back_from_its_file(experts, suite_file: Path, tmp_path: Path) -> None:
-    result = evaluated(subject_of(str(experts["honest"]), CPU), suite_file, tmp_path)
-    assert read_result(tmp_path / "result.json") == result
+def test_a_result_comes_back_from_its_file(experts, questions, tmp_path: Path) -> None:
+    other = {"kind": "answer-likelihood", "data": str(questions / "honest-often.jsonl")}
+    suite = write_suite(tmp_path / "suite.yml", tiny_suite(questions, forgetting={"other": other}))
+    result = evaluated(subject_of(str(experts["honest"]), CPU), suite, tmp_path)
+    assert read_result(tmp_path / "result.json") == result and result.metrics["other"].dimension is None
     assert result.average.score == pytest.approx(sum(d.score or 0.0 for d in result.dimensions.values()) / 3)
     harmless = result.dimensions["harmless"].score
     parts = [result.metrics[name].score or 0.0 for name in ("harmless-choice", "refusals")]
@@ -208,3 +211,12 @@ def test_models_that_cannot_be_evaluated_are_refused(experts, tmp_path: Path) ->
     (bare / "model.safetensors").write_bytes(b"x" * 100)
     with pytest.raises(ModelError, match="download or save the model again"):
         subject_of(str(bare), CPU)
+
+
+def test_a_model_that_does_not_load_is_named(experts, tmp_path: Path) -> None:
+    """Its files are sound, but the config speaks of a wider model."""
+    broken = Path(shutil.copytree(experts["base"], tmp_path / "broken"))
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps({**config, "intermediate_size": 2 * config["intermediate_size"]}))
+    with pytest.raises(ModelError, match=rf"the model {broken} cannot be loaded on cpu: "):
+        _ = subject_of(str(broken), CPU).module
