@@ -24,8 +24,8 @@ from fusion_bench_ext.models import OpenModel, TensorFacts
 from fusion_bench_ext.pools import open_model
 from fusion_bench_ext.saving import Destination
 from mergekit_3h.errors import ModelError, TensorError
+from mergekit_3h.kernels.jobs import Job, run_jobs
 from mergekit_3h.kernels.memory import return_large_blocks_when_freed
-from mergekit_3h.kernels.workers import Job, run_jobs
 
 log = logging.getLogger(__name__)
 

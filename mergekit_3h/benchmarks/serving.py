@@ -15,7 +15,7 @@ from mergekit_3h.benchmarks.contenders import OURS, Facts, Recipe, Run, prepare
 from mergekit_3h.benchmarks.memory import PeakMemory
 from mergekit_3h.benchmarks.problems import DTYPES, LORA_RANK, MatrixProblem, make_inputs, unrounded_updates
 from mergekit_3h.kernels.dense import eigh_in_place
-from mergekit_3h.kernels.workers import Job, run_jobs
+from mergekit_3h.kernels.jobs import Job, run_jobs
 from mergekit_3h.spectral.literal import relative_error
 from mergekit_3h.spectral.tensors import matrix_bytes
 

@@ -1,4 +1,4 @@
-"""Independent pieces of work side by side, one BLAS thread each: parts of a matrix, or whole matrices.
+"""Independent pieces of work side by side, one BLAS thread each: parts of a matrix, or whole matrices (``jobs.py``).
 
 Splitting work by shape alone and running every piece on one BLAS thread makes a result bit-identical for any number
 of workers: a piece computes the same bits wherever it runs, and two pieces never add into the same memory.
@@ -12,8 +12,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache, lru_cache
 
 import torch
@@ -32,92 +31,23 @@ def run_all(device: torch.device, pieces: Sequence[Callable[[], None]]) -> None:
     """
     if not pieces:
         return
-    pool = _pool_for(device)
+    pool = pool_for(device)
     if pool is None:
         for piece in pieces:
             piece()
         return
-    running = [pool.submit(_without_grad, piece) for piece in pieces]
+    running = [pool.submit(without_grad, piece) for piece in pieces]
     wait(running)
     for done in running:
         done.result()
 
 
-LEAST_MEMORY = 1 << 30
-"""Bytes that matrices side by side may take, however small they are."""
-
-FEWEST_BESIDE = 3
-"""Matrices that must fit side by side to be faster than each alone with all threads, its own tasks side by side."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """A matrix among many."""
-
-    memory: int
-    """Bytes that it needs while it runs."""
-    begin: Callable[[], Callable[[], object]]
-    """Fetches what the matrix needs, in the caller's thread, and returns the piece of work."""
-
-
-def run_jobs(device: torch.device, jobs: Sequence[Job], memory: int | None = None) -> None:
-    """Run every job, on a CPU as many side by side as there are threads and as ``memory`` bytes have room for.
-
-    Without a number that is what the largest job needs, and ``LEAST_MEMORY`` at least. The largest begin first. A job
-    runs alone with all threads if it takes more than half of the memory or more than its share of the work, and all do
-    where too few fit side by side. No job begins after one has failed; of several that fail side by side the error of
-    the one that began first is raised.
-    """
-    if memory is None:
-        memory = max(LEAST_MEMORY, max((job.memory for job in jobs), default=0))
-    pool = _pool_for(device)
-    ordered = sorted(jobs, key=lambda job: job.memory, reverse=True)
-    count = _alone(ordered, memory, pool.workers) if pool else len(ordered)
-    for job in ordered[:count]:
-        job.begin()()
-    if pool is not None:
-        _run_beside(pool, ordered[count:], memory)
-
-
-def _alone(ordered: Sequence[Job], memory: int, workers: int) -> int:
-    """How many of the jobs, largest first, run alone with all threads."""
-    share = sum(job.memory for job in ordered) / workers
-    count = sum(2 * job.memory > memory or job.memory > share for job in ordered)
-    beside = ordered[count:]
-    room = memory // max(1, beside[len(beside) // 2].memory) if beside else 0
-    return count if len(beside) >= workers and room >= min(workers, FEWEST_BESIDE) else len(ordered)
-
-
-def _run_beside(pool: Pool, jobs: Sequence[Job], memory: int) -> None:
-    running: dict[Future[None], int] = {}
-    try:
-        for job in jobs:
-            while len(running) == pool.workers or sum(running.values()) + job.memory > memory:
-                _take_finished(running)
-            running[pool.submit(_without_grad, job.begin())] = job.memory
-        while running:
-            _take_finished(running)
-    except BaseException:
-        wait(running)
-        for done in running:
-            done.result()
-        raise
-
-
-def _take_finished(running: dict[Future[None], int]) -> None:
-    """Wait for one at least; raise if one failed."""
-    finished, _ = wait(running, return_when=FIRST_COMPLETED)
-    for done in finished:
-        done.result()
-        del running[done]
-
-
-def _without_grad(piece: Callable[[], object]) -> None:
+def without_grad(piece: Callable[[], object]) -> None:
     with torch.no_grad():
         piece()
 
 
-def _pool_for(device: torch.device) -> Pool | None:
+def pool_for(device: torch.device) -> Pool | None:
     """Workers for the cores that torch may use; None where the calling thread does the work itself."""
     threads, each = torch.get_num_threads(), blas_threads()
     if device.type != "cpu" or getattr(_this_thread, "is_worker", False) or threads == each:

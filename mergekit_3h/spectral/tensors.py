@@ -14,9 +14,9 @@ import torch
 
 from mergekit_3h.errors import TensorError
 from mergekit_3h.kernels.devices import computing_device
+from mergekit_3h.kernels.jobs import Job, run_jobs
 from mergekit_3h.kernels.tasks import TaskMatrices
 from mergekit_3h.kernels.whole_tensors import is_finite, mean_share, mean_update
-from mergekit_3h.kernels.workers import Job, run_jobs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,6 +86,21 @@ def matrix_bytes(shape: Sequence[int], dtype: torch.dtype, experts: int, method:
     """What merging one matrix takes at most beyond its inputs, its result included."""
     rows, columns = shape[-2:]
     return method.working_bytes(rows, columns, experts, result_itemsize=max(4, dtype.itemsize))
+
+
+def bytes_to_merge(name: str, tensors: Sequence[Tensor], method: SpectralMethod) -> int:
+    """What merging these tensors of base and experts takes at most beyond them, the result and its rounding included.
+
+    Nothing but names, shapes and dtypes is looked at.
+    """
+    first, dtype = tensors[0], reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
+    result = 2 * max(4, dtype.itemsize) * first.numel()
+    if not merges_as_matrices(name, first, method):
+        return result
+    matrix = matrix_bytes(first.shape, dtype, len(tensors) - 1, method)
+    if first.ndim == 2:
+        return matrix + result
+    return max(matrix + result, int(MOST_EXTRA * len(tensors) * first.numel() * dtype.itemsize))
 
 
 @dataclass(frozen=True)

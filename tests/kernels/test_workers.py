@@ -10,7 +10,10 @@ import pytest
 import torch
 
 from mergekit_3h.errors import OptionError
-from mergekit_3h.kernels.workers import BLAS_THREADS, LEAST_MEMORY, Job, blas_threads, run_all, run_jobs
+from mergekit_3h.kernels import room
+from mergekit_3h.kernels.jobs import Job, run_jobs
+from mergekit_3h.kernels.room import LEAST_MEMORY
+from mergekit_3h.kernels.workers import BLAS_THREADS, blas_threads, run_all
 
 CPU = torch.device("cpu")
 
@@ -111,13 +114,20 @@ def test_fewer_jobs_than_threads_run_in_turn_with_all_threads() -> None:
     assert watch.threads == {"only": 2}
 
 
-def test_without_a_number_jobs_take_what_the_largest_needs() -> None:
+def test_without_a_number_jobs_take_a_quarter_of_what_is_free_and_what_the_largest_needs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(room, "free_bytes", lambda: 0)
     watch = Watch()
     run_jobs(CPU, [watch.job("large", 2 * LEAST_MEMORY), *(watch.job(str(i), LEAST_MEMORY) for i in range(4))])
     assert watch.most == 2 * LEAST_MEMORY
     watch = Watch()
     run_jobs(CPU, [watch.job(str(i), LEAST_MEMORY // 2) for i in range(4)])
     assert watch.most == LEAST_MEMORY
+    monkeypatch.setattr(room, "free_bytes", lambda: 12 * LEAST_MEMORY)
+    watch = Watch()
+    run_jobs(CPU, [watch.job(str(i), LEAST_MEMORY) for i in range(4)])
+    assert watch.most == 2 * LEAST_MEMORY  # there are two threads
 
 
 def test_no_job_begins_after_one_has_failed_and_the_earliest_error_is_raised() -> None:
