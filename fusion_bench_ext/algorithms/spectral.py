@@ -23,7 +23,7 @@ from mergekit_3h.errors import ModelError, OptionError
 from mergekit_3h.kernels.workers import blas_threads
 from mergekit_3h.options import checked, require_known
 from mergekit_3h.spectral import registry
-from mergekit_3h.spectral.method import ExpertOptions, SpectralMethod
+from mergekit_3h.spectral.method import ExpertOptions, RunningOptions, SpectralMethod
 from mergekit_3h.spectral.rounding_log import RoundingLog
 from mergekit_3h.spectral.tensors import matrix_bytes, merge_tensor
 from mergekit_3h.suggestions import did_you_mean
@@ -64,8 +64,7 @@ class SpectralAlgorithm(StreamingAlgorithm):
             parsed = registry.parse_options(self.method.name, options)
             self.weight = plain_value(weight)
             _require_weights(self.weight)
-            _require_memory(memory_gb)
-        self.memory_gb = memory_gb
+            self.memory_gb = checked(RunningOptions, "memory_gb", memory_gb)
         for attribute in self.method.model_fields:
             setattr(self, attribute, getattr(parsed, attribute))
 
@@ -86,7 +85,7 @@ class SpectralAlgorithm(StreamingAlgorithm):
         return BASE_NAME
 
     def check_pool(self, base: str | None, experts: Sequence[str]) -> None:
-        _require_memory(self.memory_gb)
+        self.memory_gb = checked(RunningOptions, "memory_gb", self.memory_gb)
         blas_threads()  # raises if the environment asks for what is no number
         self._used_options, self._used_weights = self.options, expert_weights(self.weight, experts)
         self._rounding = RoundingLog()
@@ -133,12 +132,6 @@ def _require_weights(weight: Any) -> None:
     many = isinstance(weight, Mapping | list | tuple)
     for value in (list(weight.values()) if isinstance(weight, Mapping) else weight) if many else [weight]:
         _number(value)
-
-
-def _require_memory(memory_gb: Any) -> None:
-    is_number = isinstance(memory_gb, int | float) and not isinstance(memory_gb, bool)
-    if memory_gb is not None and not (is_number and 0 < memory_gb < math.inf):
-        raise OptionError(f"option 'memory_gb': got {memory_gb!r}; expected a number of gigabytes above 0, or null")
 
 
 def _number(value: Any) -> float:

@@ -143,6 +143,14 @@ def _decomposition_seconds(tensor: PlannedTensor, speed: Throughput) -> float:
     return count * (decompositions * speed.eigh_unit * short**3 + flops / speed.gemm_flops)
 
 
+def held_bytes(config: Any, tensor: PlannedTensor) -> int:
+    """What a tensor's inputs and its result take while they are in memory."""
+    stored = [given.stored for given in tensor.inputs if given.stored]
+    width = _output_width(config, tensor) if config.dtype else None
+    inputs = sum(each.nbytes if width is None else each.elements * width for each in stored)
+    return inputs + _elements(tensor) * _output_width(config, tensor)
+
+
 def _working_bytes(config: Any, tensor: PlannedTensor, options: SpectralMethod | None) -> int:
     """Beyond the mapped inputs; ``options`` of our own methods where the tensor goes through singular vectors."""
     import torch

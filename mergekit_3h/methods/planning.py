@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -19,35 +19,58 @@ from mergekit.merge_methods.base import MergeMethodSpec
 
 from mergekit_3h.errors import ModelError, OptionError
 from mergekit_3h.lint.findings import Finding
+from mergekit_3h.methods.groups import Lookahead
 
 if TYPE_CHECKING:
     from mergekit_3h.lint.models import NamedModel
+    from mergekit_3h.lint.planned import PlannedTensor
 
 _FRAMES_UP_TO_THE_PLANNER = 8
 _CONFIGS = ("MergeConfiguration", "RawPyTorchMergeConfig")
 _LISTED_PATTERNS = ("list-of-strings", "parameters.exclude")
-_checked: deque[Any] = deque(maxlen=4)
-"""The last configs that passed: mergekit asks again for every tensor."""
 
 
-def check_plan(spec: MergeMethodSpec) -> bool:
-    """Raise if the merge being planned has a bad option, or models whose tensors do not fit together.
+@dataclass(frozen=True, eq=False)
+class CheckedMerge:
+    """A merge that passed."""
 
-    Returns whether this is a merge that was not seen before.
+    config: Any
+    device: str
+    ahead: Lookahead
+
+
+_checked: deque[CheckedMerge] = deque(maxlen=4)
+"""The last merges that passed: mergekit asks again for every tensor."""
+
+
+def checked_merge(spec: MergeMethodSpec) -> CheckedMerge | None:
+    """The merge being planned; None where there is no planner.
+
+    Raises if it has a bad option, or models whose tensors do not fit together.
     """
     config, options = planned_merge()
-    if config is None or any(config is passed for passed in _checked):
-        return False
+    if config is None:
+        return None
+    for passed in _checked:
+        if passed.config is config:
+            return passed
     from mergekit_3h.lint import parameter_findings
+    from mergekit_3h.lint.estimate import held_bytes
 
     _refuse(OptionError, spec, parameter_findings(config, spec))
-    check_models(spec, config, options)
-    _checked.append(config)
-    return True
+    plan = check_models(spec, config, options)
+    sizes = {tensor.name: held_bytes(config, tensor) for tensor in plan}
+    device = "cuda" if getattr(options, "multi_gpu", False) else getattr(options, "device", None) or "cpu"
+    _checked.append(CheckedMerge(config, device, Lookahead(sizes)))
+    return _checked[-1]
 
 
-def check_models(spec: MergeMethodSpec, config: Any, options: Any) -> None:
-    """Raise if the models' files are damaged, do not fit together, or would lose tensors in mergekit's hands."""
+def check_models(spec: MergeMethodSpec, config: Any, options: Any) -> list[PlannedTensor]:
+    """Raise if the models' files are damaged, do not fit together, or would lose tensors in mergekit's hands.
+
+    Returns the tensors of the merge, none where not all models are on this machine.
+    """
+    from mergekit_3h.lint.host_plan import planned_tensors
     from mergekit_3h.lint.models import named_models
 
     models = named_models(config, cache=getattr(options, "transformers_cache", None))
@@ -55,7 +78,9 @@ def check_models(spec: MergeMethodSpec, config: Any, options: Any) -> None:
     rules = {"missing-tensor", "listed-tensor", "lost-tensor", "shape"}
     if getattr(options, "unsafe_truncate_embeddings", False):
         rules.remove("shape")
-    _refuse(ModelError, spec, _misfits(config, models, rules))
+    plan = planned_tensors(config, models)[0] if all(model.is_whole for model in models) else []
+    _refuse(ModelError, spec, _misfits(config, plan, models, rules))
+    return plan
 
 
 def planned_merge() -> tuple[Any | None, Any]:
@@ -87,15 +112,11 @@ def _damage(models: Sequence[NamedModel]) -> list[Finding]:
     ]
 
 
-def _misfits(config: Any, models: list[NamedModel], rules: set[str]) -> list[Finding]:
+def _misfits(config: Any, plan: list[PlannedTensor], models: list[NamedModel], rules: set[str]) -> list[Finding]:
     """Findings of these rules on the tensors, from the headers of the files."""
-    from mergekit_3h.lint.host_plan import planned_tensors
     from mergekit_3h.lint.tensors import tensor_findings
 
-    if not all(model.is_whole for model in models):
-        return []
-    plan, _ = planned_tensors(config, models)
-    found = [f for f in tensor_findings(config, plan, models) if f.rule in rules]
+    found = [f for f in tensor_findings(config, plan, models) if f.rule in rules] if plan else []
     # The planner has rewritten the config: its place for a model is none that the user wrote.
     return [replace(f, where="") for f in found]
 

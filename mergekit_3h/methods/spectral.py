@@ -6,7 +6,8 @@ Every method of ``mergekit_3h.spectral.registry`` is an attribute of this module
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -22,13 +23,14 @@ from mergekit.merge_methods.base import (
 from mergekit_3h.diagnostics.record import watcher
 from mergekit_3h.kernels.memory import return_large_blocks_when_freed
 from mergekit_3h.kernels.workers import blas_threads
+from mergekit_3h.methods.groups import begin_ahead
 from mergekit_3h.methods.host_errors import HostError, shown_by_mergekit
 from mergekit_3h.methods.parameters import parameter_specs
-from mergekit_3h.methods.planning import check_plan
+from mergekit_3h.methods.planning import CheckedMerge, checked_merge
 from mergekit_3h.spectral import registry
-from mergekit_3h.spectral.method import ExpertOptions
+from mergekit_3h.spectral.method import ExpertOptions, RunningOptions, SpectralMethod
 from mergekit_3h.spectral.rounding_log import RoundingLog
-from mergekit_3h.spectral.tensors import merge_tensor
+from mergekit_3h.spectral.tensors import bytes_to_merge, merge_tensor
 
 
 class SpectralMergeMethod(GroupMergeMethod):
@@ -37,6 +39,7 @@ class SpectralMergeMethod(GroupMergeMethod):
     def __init__(self, name: str) -> None:
         self.method = registry.method(name)
         self._rounding = RoundingLog()
+        self._merge: CheckedMerge | None = None
         self.spec = MergeMethodSpec(
             name=name,
             pretty_name=self.method.title,
@@ -45,6 +48,7 @@ class SpectralMergeMethod(GroupMergeMethod):
             parameters=(
                 *parameter_specs(name, self.method, ParameterScope.SHARED),
                 *parameter_specs(name, ExpertOptions, ParameterScope.NON_BASE),
+                *parameter_specs(name, RunningOptions, ParameterScope.SHARED),
             ),
         )
 
@@ -63,17 +67,19 @@ class SpectralMergeMethod(GroupMergeMethod):
             raise HostError(f"{method} needs at least one expert beside the base model {base_id}{place}")
         with shown_by_mergekit():
             blas_threads()  # raises if the environment asks for what is no number
-            if check_plan(self.spec):
-                self._rounding = RoundingLog()
+            merge = checked_merge(self.spec)
+            if merge is not None and merge is not self._merge:
+                self._merge, self._rounding = merge, RoundingLog()
+        if merge is not None:
+            begin_ahead(merge)
         return_large_blocks_when_freed()
         super().validate_inputs(input_ids, base_id, group_name=group_name)
 
     def merge_group(self, group: TensorGroup, /, **parameters: Any) -> torch.Tensor:
-        weight = parameters.pop("weight")
-        base = group.base
+        weight, base = parameters.pop("weight"), group.base
         assert base is not None  # the contract requires one
         with shown_by_mergekit():
-            method = self.method(**parameters)
+            method = self._with_options(parameters)
             return merge_tensor(
                 group.metadata.name or "unnamed",
                 base.tensor,
@@ -84,6 +90,18 @@ class SpectralMergeMethod(GroupMergeMethod):
                 watch=watcher(method, [str(entry.id) for entry in group.non_base]),
                 rounding=self._rounding,
             )
+
+    def bytes_to_merge(self, name: str, tensors: Sequence[torch.Tensor], parameters: Mapping[str, Any]) -> int:
+        """What merging a tensor takes of memory, the tensors themselves and their promoted copies included."""
+        with shown_by_mergekit():
+            own = bytes_to_merge(name, tensors, self._with_options(parameters))
+        dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
+        copied = sum(tensor.numel() * dtype.itemsize for tensor in tensors if tensor.dtype != dtype)
+        return own + copied + sum(tensor.nbytes for tensor in tensors)
+
+    def _with_options(self, parameters: Mapping[str, Any]) -> SpectralMethod:
+        own = {name: value for name, value in parameters.items() if name not in RunningOptions.model_fields}
+        return self.method(**own)
 
 
 _made: dict[str, SpectralMergeMethod] = {}

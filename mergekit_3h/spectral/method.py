@@ -31,6 +31,20 @@ class ExpertOptions(BaseModel):
     )
 
 
+class RunningOptions(BaseModel):
+    """Options that change how a merge runs, and no bit of its result."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    memory_gb: float | None = Field(
+        None,
+        gt=0.0,
+        allow_inf_nan=False,
+        description="Gigabytes that the tensors merged side by side on a CPU may take at once; unset, a quarter of the "
+        "memory that is free when the merge begins, and 1 GiB at least. A tensor too large for it is merged alone.",
+    )
+
+
 class SpectralMethod(BaseModel, ABC):
     """A method under its ``name``. What it does to a matrix it does to each matrix of a tensor of fused experts."""
 

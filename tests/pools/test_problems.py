@@ -264,7 +264,7 @@ def test_quantised_weights():
 
 @pytest.mark.parametrize("value", [0, -1.5, "much", True, float("inf"), float("nan"), [1]])
 def test_memory_that_is_no_size(value, llama):
-    message = re.escape(f"'memory_gb': got {value!r}; expected a number of gigabytes above 0")
+    message = re.escape(f"option 'memory_gb': got {value!r}")
     with pytest.raises(OptionError, match=message):
         TSVM(memory_gb=value)
     later = TSVM()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from mergekit_3h.spectral.method import ExpertOptions, SpectralMethod
+from mergekit_3h.spectral.method import ExpertOptions, RunningOptions, SpectralMethod
 from mergekit_3h.spectral.registry import method, own_names
 
 PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
@@ -33,7 +33,7 @@ def _shown(default: Any) -> str:
 
 
 def test_the_options_of_every_method_are_listed() -> None:
-    assert option_table(SpectralMethod, ExpertOptions) in PAGE.read_text()
+    assert option_table(SpectralMethod, ExpertOptions, RunningOptions) in PAGE.read_text()
 
 
 @pytest.mark.parametrize("name", own_names())

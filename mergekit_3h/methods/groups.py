@@ -1,0 +1,184 @@
+"""Tensors of one merge side by side on all cores, within mergekit's graph.
+
+mergekit's executor runs one task after the other, and a tensor's merge is one task. Here it is two: ``BegunMerge``
+takes the inputs and hands the work to the cores, and the task that mergekit made itself, which becomes an
+``AwaitedMerge``, fetches the result. Between the two the executor begins the tensors that come next in its order, as
+many as fit into the memory: they are the group. mergekit loads, aligns, saves and frees as ever, in its own order.
+"""
+
+from __future__ import annotations
+
+import sys
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import torch
+from mergekit import merge_methods
+from mergekit.graph import Task
+from mergekit.merge_methods.task_adapter import ExecuteMergeMethodTask
+from pydantic import PrivateAttr, SkipValidation
+from torch import Tensor
+
+from mergekit_3h.errors import ThreeHError
+from mergekit_3h.kernels.jobs import WAITING_SHARE, Begun, fits_beside, flow_on
+from mergekit_3h.kernels.pages import read_ahead
+from mergekit_3h.kernels.room import allowed_bytes
+
+if TYPE_CHECKING:
+    from mergekit_3h.methods.planning import CheckedMerge
+
+_CPU = torch.device("cpu")
+_AFTER_LOADING = -2000  # mergekit's own tasks have priorities from 10000 down to -1000, that of loading
+_UNKNOWN_AHEAD = 2
+"""Tensors a worker that begin ahead of one where the models' headers do not say how large they are."""
+
+
+class MeasuredMethod(Protocol):
+    """A merge method that can say what a tensor takes of memory."""
+
+    def bytes_to_merge(self, name: str, tensors: Sequence[Tensor], parameters: Mapping[str, Any]) -> int: ...
+
+
+@dataclass(frozen=True)
+class Turn:
+    """When a tensor's result is fetched: with the tensor of this label, after everything that begins with it."""
+
+    position: int
+    label: str
+    share: float
+    """Of the bytes of the whole merge."""
+
+
+class Lookahead:
+    """The tensors of one plan in the order in which mergekit comes to them. They gather while it plans."""
+
+    def __init__(self, sizes: Mapping[str, int]) -> None:
+        self._sizes = dict(sizes)
+        self._members: dict[str, Task[Any]] = {}
+        self._memory_gb: float | None = None
+        self._room: int | None = None
+        self._turns: dict[str, Turn] | None = None
+
+    def add(self, name: str, inputs: Task[Any], memory_gb: float | None) -> None:
+        """One more tensor. Of different ``memory_gb`` the smallest counts."""
+        self._members[name] = inputs
+        self._room = self._turns = None
+        if memory_gb is not None:
+            self._memory_gb = min(memory_gb, self._memory_gb or memory_gb)
+
+    @property
+    def room(self) -> int:
+        """Bytes for what is merged at once; ``WAITING_SHARE`` of that is for inputs and results beside it."""
+        if self._room is None:
+            self._room = int(allowed_bytes(self._memory_gb) / (1 + WAITING_SHARE))
+        return self._room
+
+    def turn(self, name: str) -> Turn | None:
+        """None for a tensor that mergekit makes of others, which has no place in its order. mergekit-pytorch gives no
+        tensor a place, and holds all results to the end: there all begin before the first is fetched."""
+        if self._turns is None:
+            self._turns = self._arranged()
+        return self._turns.get(name)
+
+    def _arranged(self) -> dict[str, Turn]:
+        ordered = sorted((inputs.group_label() or "", name) for name, inputs in self._members.items())
+        if any(label for label, _ in ordered):
+            ordered = [(label, name) for label, name in ordered if label]
+        most = int(WAITING_SHARE * self.room)
+        unknown = most // (_UNKNOWN_AHEAD * torch.get_num_threads())
+        ends = list(accumulate(self._sizes.get(name, unknown) for _, name in ordered))
+        turns: dict[str, Turn] = {}
+        for i, (_, name) in enumerate(ordered):
+            start = ends[i - 1] if i else 0
+            last = max(i, bisect_right(ends, start + most) - 1)
+            turns[name] = Turn(i, ordered[last][0], (ends[i] - start) / max(1, ends[-1]))
+        return turns
+
+
+class AwaitedMerge(ExecuteMergeMethodTask):
+    """mergekit's task for one tensor, which fetches what ``BegunMerge`` began."""
+
+    _ahead: Lookahead = PrivateAttr()
+
+    def arguments(self) -> dict[str, Task[Any]]:
+        return {"tensors": BegunMerge(merge=self)}
+
+    def execute(self, tensors: Any, **_: Any) -> Tensor | None:
+        return tensors.result() if isinstance(tensors, Begun) else tensors
+
+    def group_label(self) -> str | None:
+        turn = self._turn
+        return super().group_label() if turn is None else turn.label
+
+    def priority(self) -> int:
+        turn = self._turn
+        return super().priority() if turn is None else _AFTER_LOADING - turn.position
+
+    def uses_accelerator(self) -> bool:
+        return False  # the result stays where mergekit stores results
+
+    @property
+    def _turn(self) -> Turn | None:
+        return self._ahead.turn(self.output_weight.name)
+
+    def begin(self, tensors: dict[Any, Tensor]) -> Begun | Tensor | None:
+        """Hand the merge to the cores, or do it now with all of them: a tensor that is too large to share them."""
+        inputs, turn, flow = list(tensors.values()), self._turn, flow_on(_CPU)
+        work = partial(self._merged, tensors)
+        if flow is None or turn is None or not inputs or any(tensor.device != _CPU for tensor in inputs):
+            return work()
+        method = cast(MeasuredMethod, merge_methods.get(self.method_name))
+        need = method.bytes_to_merge(self.output_weight.name, inputs, dict(self.parameters.items()))
+        room = self._ahead.room
+        if turn.share > 1 / flow.workers or not fits_beside(need, room, flow.workers):
+            flow.wait_for_room(need, room)
+            return work()
+        read_ahead(inputs)
+        return flow.begin(work, need, room, held=sum(tensor.nbytes for tensor in inputs))
+
+    def _merged(self, tensors: dict[Any, Tensor]) -> Tensor | None:
+        name = self.output_weight.name
+        try:
+            return super().execute(tensors)
+        except Exception as error:
+            if isinstance(error, ThreeHError) or name in str(error):
+                raise
+            raise RuntimeError(f"cannot merge tensor {name!r}: {type(error).__name__}: {error}") from error
+
+
+class BegunMerge(Task[Any], frozen=True):
+    """Hands the merge of one tensor to the cores, and what it gives to the tasks after it is no tensor yet."""
+
+    merge: SkipValidation[AwaitedMerge]
+
+    def arguments(self) -> dict[str, Task[Any]]:
+        return {"tensors": self.merge.gather_tensors}
+
+    def execute(self, **arguments: dict[Any, Tensor]) -> Begun | Tensor | None:
+        return self.merge.begin(arguments["tensors"])
+
+    def group_label(self) -> str | None:
+        return self.merge.gather_tensors.group_label()
+
+    def uses_accelerator(self) -> bool:
+        return ExecuteMergeMethodTask.uses_accelerator(self.merge)
+
+
+def begin_ahead(merge: CheckedMerge) -> None:
+    """Have the task that asks a method to validate its inputs right now begin before its result is needed.
+
+    mergekit makes its tasks itself, and this is the moment at which it shows a method one: the frame that calls
+    ``validate_inputs``. Its task stays the same object with the same fields, and gets the two methods above. Where the
+    cores have nothing to share, on an accelerator or with one thread, tasks stay as they are.
+    """
+    task = sys._getframe(2).f_locals.get("self")
+    if type(task) is not ExecuteMergeMethodTask or merge.device != "cpu" or flow_on(_CPU) is None:
+        return
+    memory_gb = dict(task.parameters.items()).get("memory_gb")
+    merge.ahead.add(task.output_weight.name, task.gather_tensors, memory_gb)
+    object.__setattr__(task, "__class__", AwaitedMerge)
+    object.__setattr__(task, "__pydantic_private__", {"_ahead": merge.ahead})
