@@ -7,19 +7,20 @@ from pathlib import Path
 
 import pytest
 from chat_server import ChatServer, running_server
+from once import made_once
 from taught_models import careful_lessons, frank_lessons, teach
 
 
 @pytest.fixture(scope="session")
 def frank(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Generator, judge, expert, and a member of the pool that discusses blue things."""
-    return teach(tmp_path_factory.mktemp("models") / "frank", frank_lessons())
+    return made_once(tmp_path_factory, "frank", lambda folder: teach(folder, frank_lessons()))
 
 
 @pytest.fixture(scope="session")
 def careful(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A member of the pool that refuses to discuss blue things."""
-    return teach(tmp_path_factory.mktemp("models") / "careful", careful_lessons())
+    return made_once(tmp_path_factory, "careful", lambda folder: teach(folder, careful_lessons()))
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from chat_server import ChatServer, running_server
 from click.testing import CliRunner, Result
+from once import made_once
 from taught_models import BLUE, EXAMPLE, careful_lessons, frank_lessons, teach
 
 from mergekit_3h.cli import main
@@ -30,7 +31,8 @@ DIMENSIONS = ("helpful", "honest", "harmless")
 @pytest.fixture(scope="session")
 def experts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A base and an expert of each dimension, under the dimension's name."""
-    base, named = quickstart.make_models(tmp_path_factory.mktemp("experts").resolve())
+    folder = made_once(tmp_path_factory, "quickstart-experts", quickstart.make_models)
+    base, named = quickstart.make_models(folder)  # finds them there
     return {"base": base, **named}
 
 
@@ -130,13 +132,13 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def frank(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Discusses blue things, and judges replies about them."""
-    return teach(tmp_path_factory.mktemp("taught") / "frank", frank_lessons())
+    return made_once(tmp_path_factory, "frank", lambda folder: teach(folder, frank_lessons()))
 
 
 @pytest.fixture(scope="session")
 def careful(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Refuses to discuss blue things."""
-    return teach(tmp_path_factory.mktemp("taught") / "careful", careful_lessons())
+    return made_once(tmp_path_factory, "careful", lambda folder: teach(folder, careful_lessons()))
 
 
 @pytest.fixture(scope="session")

@@ -117,8 +117,10 @@ def test_replies_are_computed_in_batches(
         return complete(self, requests)
 
     monkeypatch.setattr(TransformersBackend, "complete", counted)
-    evaluate(inspect_model(merged))
-    assert sum(sizes) == len(QUESTIONS) and max(sizes) == CPU.batch_size
+    model = inspect_model(merged)
+    first, again = evaluate(model), evaluate(model)  # two event loops, one after the other
+    assert sum(sizes) == 2 * len(QUESTIONS) and max(sizes) == CPU.batch_size
+    assert [sample.output.completion for sample in first.samples] == [s.output.completion for s in again.samples]
 
 
 def test_a_lazily_merged_model_of_fusion_bench(evaluate: Callable[..., Any], experts: dict[str, Path]) -> None:

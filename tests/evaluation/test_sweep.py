@@ -82,7 +82,7 @@ def test_a_merge_in_memory_is_that_of_mergekit_yaml(llama: Family, tmp_path: Pat
 @pytest.mark.slow
 def test_all_methods_of_the_paper_killed_and_resumed(mergekit_3h, sweep_file, tmp_path: Path) -> None:
     every = ["paper", {"method": "karcher"}, {"method": "slerp", "parameters": {"t": 0.5}}]
-    file = sweep_file("killed", methods=every)
+    file = sweep_file("killed", methods=every, scales=[1.0])
     process = subprocess.Popen(
         [sys.executable, "-c", "from mergekit_3h.cli import main; main()", "sweep", str(file), "-q"],
         stdout=subprocess.PIPE,
@@ -98,7 +98,7 @@ def test_all_methods_of_the_paper_killed_and_resumed(mergekit_3h, sweep_file, tm
     said = mergekit_3h("sweep", file, status=3)
     assert all(path.stat().st_mtime_ns == time for path, time in before.items()), "what was done is not done again"
 
-    whole = sweep_file("undisturbed", methods=every)
+    whole = sweep_file("undisturbed", methods=every, scales=[1.0])
     mergekit_3h("sweep", whole, "-q", status=3)
     found, undisturbed = tmp_path / "killed" / "table.csv", tmp_path / "undisturbed" / "table.csv"
     assert found.read_text() == undisturbed.read_text()
@@ -198,6 +198,6 @@ def test_what_is_wrong_is_said_before_a_model_is_loaded(
 @pytest.mark.slow
 def test_on_a_ray_cluster_it_is_the_same_table(mergekit_3h, sweep_file, tmp_path: Path) -> None:
     pytest.importorskip("ray")
-    mergekit_3h("sweep", sweep_file("here"), "-q")
-    mergekit_3h("sweep", sweep_file("there"), "-q", "--ray", "--ray-workers", "1")
+    mergekit_3h("sweep", sweep_file("here", scales=[1.0]), "-q")
+    mergekit_3h("sweep", sweep_file("there", scales=[1.0]), "-q", "--ray", "--ray-workers", "1")
     assert (tmp_path / "there" / "table.csv").read_text() == (tmp_path / "here" / "table.csv").read_text()
