@@ -59,3 +59,9 @@ def summing_bytes(rows: int, columns: int, result_itemsize: int) -> int:
     panel = min(tall, max(side, 1024)) * side
     passing = min(tall * side * PASSING_BYTES, MOST_PASSING_BYTES)
     return 8 * max(4 * side * side, side * side + panel) + passing + result_itemsize * tall * side
+
+
+def truncating_bytes(rows: int, columns: int, experts: int, result_itemsize: int) -> int:
+    """The same for a merge of truncations: their vectors are held while the next one is decomposed."""
+    side = min(rows, columns)
+    return 8 * experts * side * side + summing_bytes(rows, columns, result_itemsize)

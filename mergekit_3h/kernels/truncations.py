@@ -24,7 +24,9 @@ class Truncations:
     def weighted_sum(self, scales: Sequence[float]) -> Tensor:
         """sum_i scale_i D_i / divisor."""
         tasks = self.tasks
-        tall = torch.empty(tasks.rows, tasks.columns, dtype=tasks.result_dtype, device=tasks.device)
+        shape = (tasks.columns, tasks.rows) if tasks.is_wide else (tasks.rows, tasks.columns)
+        result = torch.empty(shape, dtype=tasks.result_dtype, device=tasks.device)
+        tall = result.T if tasks.is_wide else result
 
         def fill(rows: slice) -> None:
             total = torch.zeros(rows.stop - rows.start, tasks.columns, dtype=torch.float64, device=tasks.device)
@@ -36,7 +38,7 @@ class Truncations:
             tall[rows] = total.to(tasks.result_dtype)
 
         run_all(tasks.device, [partial(fill, rows) for rows in tasks.row_spans()])
-        return tall.T.contiguous() if tasks.is_wide else tall
+        return result
 
     def share(self, i: int) -> tuple[Tensor, Tensor]:
         """D_i / divisor; k_i is all columns for a whole delta_i."""

@@ -117,14 +117,24 @@ class SpectralMethod(BaseModel, ABC):
         return None
 
 
-class RankedMethod(SpectralMethod):
-    """A method that keeps some singular values of every expert: options that limit the rank or find it faster."""
+class TruncatingMethod(SpectralMethod):
+    """A method that keeps some singular values of every expert, none that rounding alone explains."""
 
     noise_floor: Literal["auto", "off"] = Field(
         "auto",
         description="auto drops singular values that bf16/fp16 rounding of the checkpoints alone explains; float32 "
         "checkpoints are not affected.",
     )
+
+    @field_validator("noise_floor", mode="before")
+    @classmethod
+    def _yaml_reads_off_as_false(cls, value: Any) -> Any:
+        return "off" if value is False else value
+
+
+class RankedMethod(TruncatingMethod):
+    """A method with a rank for every expert: options that limit it further or find it faster."""
+
     energy: float = Field(
         1.0,
         gt=0.0,
@@ -143,11 +153,6 @@ class RankedMethod(SpectralMethod):
         description="Largest sine of the angle between the found and the true singular subspace that decomposition: "
         "auto accepts from the Krylov method; the merge is then exact to about ten times that.",
     )
-
-    @field_validator("noise_floor", mode="before")
-    @classmethod
-    def _yaml_reads_off_as_false(cls, value: Any) -> Any:
-        return "off" if value is False else value
 
 
 class FlooredMethod(SpectralMethod):
