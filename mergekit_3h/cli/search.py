@@ -85,6 +85,8 @@ def _show(solution: Solution, output: Path) -> None:
     rows = {label: model.losses for label, model in solution.models.items()}
     if solution.uniform is not None:
         rows["start" if solution.layout.options else "uniform merge"] = solution.uniform.measured.losses
+    if solution.held is not None:
+        rows["result, as searched"] = solution.held.measured.losses
     rows["result"] = solution.best.measured.losses
     cells = [[f"{losses[name]:.4f}" if name in losses else "failed" for name in names] for losses in rows.values()]
     table = Table(["loss", *names], [[label, *row] for label, row in zip(rows, cells, strict=True)])

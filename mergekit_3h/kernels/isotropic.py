@@ -2,6 +2,8 @@
 
 Of D = sum_i w_i delta_i = U S V^T (arXiv 2502.04959, section 4) the merged update is M = c U S^p V^T, computed as
 D V (c S^(p-1)) V^T: p = 1 is the sum itself, p = 0 has all singular values alike. One decomposition, whatever n.
+
+In the weights M is not linear, but with R = V (c S^(p-1)) V^T held fixed it is: M = sum_i w_i delta_i R.
 """
 
 from __future__ import annotations
@@ -55,6 +57,26 @@ def merge_isotropic(
     amplification = float((kept.values[0] / kept.values[-1]) ** (1 - power)) if kept.rank else 1.0
     report = IsotropicReport([kept.rank], edges, floor.under_edge, ["exact"], amplification)
     return with_values(total, kept, power_values(kept, power, scale)), report
+
+
+@torch.no_grad()
+def held_components(
+    tasks: TaskMatrices, weights: Sequence[float], power: float, scale: Scale, noise_floor: NoiseFloor
+) -> list[tuple[Tensor, Tensor]]:
+    """Factors of delta_i R, in the checkpoint's orientation, with the R of these weights."""
+    edges = task_edges(tasks, noise_floor)
+    if power == 1.0 and not any(edges):
+        right = gains = torch.eye(tasks.columns, dtype=torch.float64, device=tasks.device)
+    else:
+        kept = floor_of(tasks, weights, sum_spectrum(UpdateSum(tasks, weights)), edges, noise_floor).kept
+        right, gains = kept.right, kept.right * (power_values(kept, power, scale) / kept.values)
+    lefts = [gains.new_empty(tasks.rows, gains.shape[1]) for _ in tasks.experts]
+
+    def fill(i: int, rows: slice) -> None:
+        lefts[i][rows] = tasks.block(i, rows) @ gains
+
+    run_all(tasks.device, [partial(fill, i, rows) for i in range(len(tasks)) for rows in tasks.row_spans()])
+    return [(right, left.T) if tasks.is_wide else (left, right.T) for left in lefts]
 
 
 def power_values(spectrum: SumSpectrum, power: float, scale: Scale) -> Tensor:

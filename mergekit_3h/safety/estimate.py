@@ -11,7 +11,7 @@ from torch import nn
 
 from mergekit_3h.inspection.throughput import measure_throughput, product_rate
 from mergekit_3h.losses.answers import Batch, batched
-from mergekit_3h.search.combinations import is_linear
+from mergekit_3h.search.combinations import is_held, is_linear
 from mergekit_3h.search.problem import Problem
 from mergekit_3h.search.runner import FORWARD_PASSES, GRADIENT_PASSES
 
@@ -108,7 +108,8 @@ def _component_bytes(problem: Problem, parameters: int) -> int:
     width = problem.base.tensor(_smallest(problem)).element_size()
     if problem.tuning is not None:
         return parameters * (width * (1 + len(problem.experts)) + _FLOAT32)
-    is_decomposed = is_linear(problem.options.combine) and problem.options.combine != "task_arithmetic"
+    combine, solver = problem.options.combine, problem.options.solver
+    is_decomposed = (is_linear(combine) and combine != "task_arithmetic") or is_held(combine, solver)
     return parameters * (width + len(problem.experts) * (_FLOAT32 if is_decomposed else width))
 
 

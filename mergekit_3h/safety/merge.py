@@ -22,7 +22,7 @@ from mergekit_3h.safety.progress import search_progress
 from mergekit_3h.safety.report import TRACE, write_report
 from mergekit_3h.search.axes import Axis
 from mergekit_3h.search.candidate_model import merged_parameters
-from mergekit_3h.search.combinations import is_linear
+from mergekit_3h.search.combinations import is_held, is_linear
 from mergekit_3h.search.problem import Problem
 from mergekit_3h.search.runner import OnDemandRunner, Runner
 from mergekit_3h.search.search import Point
@@ -134,7 +134,7 @@ def checked_problem(host: SafetyHost[FixedMerge]) -> Problem:
     _require_all(fixed, parameters)
     axes = combination.axes(fixed.spec, len(experts))
     combine = tuning = None
-    if axes or not is_linear(options.combine):
+    if axes or not (is_linear(options.combine) or is_held(options.combine, options.solver)):
         weights = [1.0] * len(experts) if combination.finds_weights else None
         _try_parameters(fixed, options.combine, len(experts), weights)
         combine = fixed.combine

@@ -38,6 +38,12 @@ class CandidateModel:
             parameter.copy_(self._families[name].at(own, parameter.device))
 
     @torch.no_grad()
+    def become_merged(self, merged: Callable[[str, Sequence[float]], Tensor], coefficients: Sequence[float]) -> None:
+        """Take the weights of a candidate by another way than by the families."""
+        for name, parameter in self._parameters.items():
+            parameter.copy_(merged(name, coefficients))
+
+    @torch.no_grad()
     def become_model(self, source: WeightSource) -> None:
         """Take the weights of one of the models that are merged."""
         for name, parameter in self._parameters.items():

@@ -21,6 +21,16 @@ def is_linear(combine: str) -> bool:
     return combine in linear_combinations()
 
 
+def held_combinations() -> list[str]:
+    """Combinations that are linear once a part of them is held as it is at the start."""
+    return [name for name, method in registry.methods().items() if method.has_held_components]
+
+
+def is_held(combine: str, solver: str) -> bool:
+    """Whether candidates are sums of components that hold at the start only: the gradient has to have some."""
+    return solver == "gradient" and combine in held_combinations()
+
+
 def require_searchable(combine: Any, specs: Iterable[Any], *, with_weights: bool = True) -> None:
     """Raise unless ``combine`` is one of these methods (by mergekit's specs) and has a base, and a weight per expert
     if the weights are searched."""

@@ -40,13 +40,14 @@ def families(
     """Every tensor as a function of its coefficients. Spectral methods decompose here, once, on ``device``."""
     log.info("%s: preparing %d tensors of %d experts", options.combine, len(names), len(experts))
     made: dict[str, TensorFamily] = {}
+    held_at = options.held_at(len(experts))
     for name in names:
         base_tensor = base.tensor(name)
         tensors = {expert.label: expert.tensor(name) for expert in experts}
         if options.combine == "task_arithmetic":
             made[name] = differences(base_tensor, list(tensors.values()))
-        elif method is not None and options.combine == method.name and method.is_linear:
-            made[name] = _decorrelated(name, base_tensor, tensors, method, device)
+        elif method is not None and options.combine == method.name and (method.is_linear or held_at is not None):
+            made[name] = _decorrelated(name, base_tensor, tensors, method, held_at, device)
         elif combine is not None:
             made[name] = MergedFamily(name, base_tensor, tuple(tensors.values()), combine)
         else:
@@ -55,16 +56,21 @@ def families(
 
 
 def _decorrelated(
-    name: str, base: Tensor, experts: Mapping[str, Tensor], method: SpectralMethod, device: torch.device
+    name: str,
+    base: Tensor,
+    experts: Mapping[str, Tensor],
+    method: SpectralMethod,
+    held_at: Sequence[float] | None,
+    device: torch.device,
 ) -> LinearFamily:
-    """U_perp_i S_i V_perp_i^T of every expert, and the mean for tensors that are no matrices.
+    """Each expert's component, as U_perp_i S_i V_perp_i^T, and the mean for tensors that are no matrices.
 
     An expert with coefficient 0 still takes part in the decorrelation, as it does in a merge with weight 0.
     """
     if not merges_as_matrices(name, base, method):
         return differences(base, list(experts.values()), method.lambda_ / len(experts))
     there = {label: tensor.to(device) for label, tensor in experts.items()}
-    shares = tensor_components(name, base.to(device), there, method)
+    shares = tensor_components(name, base.to(device), there, method, held_at=held_at)
     return LinearFamily(base, tuple(_kept(share, base) for share in shares.values()))
 
 

@@ -14,7 +14,7 @@ from pydantic import Field
 from mergekit_3h.errors import OptionError
 from mergekit_3h.losses.options import LossOptions
 from mergekit_3h.options import parsed
-from mergekit_3h.search.combinations import is_linear, linear_combinations
+from mergekit_3h.search.combinations import held_combinations, is_held, is_linear, linear_combinations
 from mergekit_3h.search.tuning import WEIGHT, searched_options
 from mergekit_3h.spectral import registry
 
@@ -37,7 +37,7 @@ class SearchOptions(LossOptions):
     )
     solver: SolverName = Field(
         "gradient",
-        description="gradient: exact derivatives by back-propagation, linear combinations only. cmaes: CMA-ES, any "
+        description="gradient: derivatives by back-propagation, linear combinations and iso_c. cmaes: CMA-ES, any "
         "combination. climb: hill climbing on a grid, any combination and options of its method. cocktail: "
         "LM-Cocktail's softmax over the models' own losses. grid: evenly spaced values.",
     )
@@ -156,6 +156,12 @@ class SearchOptions(LossOptions):
         default = 1.0 if self.combine in registry.names() else 1.0 / experts
         return default if self.start is None else self.start
 
+    def held_at(self, experts: int) -> list[float] | None:
+        """The weights at which a combination that is not linear is held, if its candidates are made like that."""
+        lower, upper = self.bounds()
+        start = min(max(self.start_value(experts), lower), upper)
+        return [start] * experts if is_held(self.combine, self.solver) else None
+
     def bounds(self) -> tuple[float, float]:
         return (-self.max_coefficient if self.allow_negative else 0.0, self.max_coefficient)
 
@@ -175,10 +181,11 @@ def _require_consistent(options: SearchOptions) -> None:
             f"option 'solver': got {options.solver!r} with over {options.over!r}; options of a method are found by "
             "solver 'climb', by forward passes alone. Leave solver out, or search over the weights alone."
         )
-    if options.solver == "gradient" and not is_linear(options.combine):
+    if options.solver == "gradient" and not (is_linear(options.combine) or is_held(options.combine, options.solver)):
+        can = ", ".join([*linear_combinations(), *held_combinations()])
         raise OptionError(
             f"option 'solver': got 'gradient' with combine {options.combine!r}; the gradient needs a combination that "
-            f"is linear in its weights: {', '.join(linear_combinations())}. Take solver 'cmaes' for the others."
+            f"is linear in its weights, or is when a part of it is held: {can}. Take solver 'cmaes' for the others."
         )
     lower, upper = options.bounds()
     if options.start is not None and not lower <= options.start <= upper:

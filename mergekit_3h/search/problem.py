@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mergekit_3h.checkpoints.opening import load_model, require_same_architecture
 from mergekit_3h.checkpoints.sources import (
@@ -31,7 +31,7 @@ from mergekit_3h.losses.objective import Objective
 from mergekit_3h.losses.records import LocatedRecord
 from mergekit_3h.losses.tokenizers import shared_tokenizer
 from mergekit_3h.search.candidate_model import CandidateModel, merged_parameters
-from mergekit_3h.search.combinations import is_linear, linear_combinations
+from mergekit_3h.search.combinations import is_held, is_linear, linear_combinations
 from mergekit_3h.search.components import Combine
 from mergekit_3h.search.families import families, placed
 from mergekit_3h.search.layout import Layout, layout_of
@@ -41,6 +41,7 @@ from mergekit_3h.search.tuned_families import Tuning, spectral_merge, tuned_fami
 from mergekit_3h.search.tuning import WEIGHT, searched_names, searched_options, spectral_axes
 from mergekit_3h.spectral import registry
 from mergekit_3h.spectral.method import SpectralMethod
+from mergekit_3h.spectral.tensors import merge_tensor
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,19 @@ class Problem:
             made = families(names, self.base, self.experts, self.options, self.method, self.combine, device)
         kept = placed(made, device, self.options.component_memory_gb)
         candidates = CandidateModel(self.model, kept, self.layout)
-        return LocalRunner(candidates, (self.base, *self.experts), Objective(self.answers, self.options.batch_size))
+        objective = Objective(self.answers, self.options.batch_size)
+        return LocalRunner(candidates, (self.base, *self.experts), objective, self.merged)
+
+    def merged(self, name: str, coefficients: Sequence[float]) -> Tensor:
+        """One tensor as a spectral method merges it with these weights, nothing held."""
+        if self.method is None:
+            raise OptionError(f"{self.options.combine} is no spectral method, so nothing of it is held")
+        weights = self.layout.of_tensor(coefficients, name)
+        labels = [expert.label for expert in self.experts]
+        device = next(self.model.parameters()).device
+        tensors = {expert.label: expert.tensor(name).to(device) for expert in self.experts}
+        factors = dict(zip(labels, weights, strict=True))
+        return merge_tensor(name, self.base.tensor(name).to(device), tensors, factors, self.method)
 
 
 def _require_method(problem: Problem) -> None:
@@ -137,7 +150,7 @@ def _require_method(problem: Problem) -> None:
             f"option 'over': got {options.over!r}, but nothing says how {options.combine} merges under other options; "
             "search them by mergekit-3h search, or take a spectral method"
         )
-    if not is_linear(options.combine) and problem.combine is None:
+    if problem.combine is None and not (is_linear(options.combine) or is_held(options.combine, options.solver)):
         raise OptionError(
             f"option 'combine': got {options.combine!r}; expected one of {', '.join(linear_combinations())}, or a "
             "merge method of the host"

@@ -60,6 +60,11 @@ class EvaluationWorker:
             (measured,) = self._runner.evaluate([subject], gradient=gradient)
         return measured
 
+    def measure_merged(self, coefficients: Sequence[float]) -> Measurement:
+        """A whole candidate with nothing held."""
+        (measured,) = self._runner.evaluate_merged([coefficients])
+        return measured
+
     def parts(self, subject: Subject, batches: Sequence[int], gradient: bool) -> list[Part] | str:
         """Some batches of a single model or a candidate, or why there is no such candidate."""
         try:
@@ -106,6 +111,10 @@ class RayRunner:
 
     def evaluate_models(self, labels: Sequence[str]) -> Iterator[Measurement]:
         return self._measured(list(labels), gradient=False)
+
+    def evaluate_merged(self, candidates: Sequence[Sequence[float]]) -> Iterator[Measurement]:
+        if candidates:
+            yield from self._started().run([("measure_merged", (tuple(candidate),)) for candidate in candidates])
 
     def close(self) -> None:
         """End the workers, and the cluster if it was started for them."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
 import torch
+from torch import Tensor
 
 from mergekit_3h.checkpoints.sources import WeightSource
 from mergekit_3h.errors import ModelError
@@ -52,12 +53,22 @@ class Runner(Protocol):
         """The losses of single models: the base or an expert."""
         ...
 
+    def evaluate_merged(self, candidates: Sequence[Sequence[float]]) -> Iterable[Measurement]:
+        """The losses of candidates of a method of which a part was held, as it merges them with nothing held."""
+        ...
+
 
 class LocalRunner:
     """One model in this process, overwritten by one candidate after the other."""
 
-    def __init__(self, candidates: CandidateModel, models: Sequence[WeightSource], objective: Objective) -> None:
-        self._candidates = candidates
+    def __init__(
+        self,
+        candidates: CandidateModel,
+        models: Sequence[WeightSource],
+        objective: Objective,
+        merged: Callable[[str, Sequence[float]], Tensor],
+    ) -> None:
+        self._candidates, self._merged = candidates, merged
         self._models = {model.label: model for model in models}
         self._objective = objective
 
@@ -82,6 +93,14 @@ class LocalRunner:
             started = time.perf_counter()
             with _advice_on_memory():
                 self._candidates.become_model(self._models[label])
+                losses = self._measure(gradient=False)
+            yield measurement(losses, started)
+
+    def evaluate_merged(self, candidates: Sequence[Sequence[float]]) -> Iterator[Measurement]:
+        for coefficients in candidates:
+            started = time.perf_counter()
+            with _advice_on_memory():
+                self._candidates.become_merged(self._merged, coefficients)
                 losses = self._measure(gradient=False)
             yield measurement(losses, started)
 
@@ -132,6 +151,10 @@ class OnDemandRunner:
     def evaluate_models(self, labels: Sequence[str]) -> Iterator[Measurement]:
         if labels:
             yield from self._made().evaluate_models(labels)
+
+    def evaluate_merged(self, candidates: Sequence[Sequence[float]]) -> Iterator[Measurement]:
+        if candidates:
+            yield from self._made().evaluate_merged(candidates)
 
     def _made(self) -> Runner:
         if self._runner is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mergekit_3h.errors import ThreeHError
 from mergekit_3h.search.axes import Axis
@@ -110,6 +110,14 @@ class Search:
         self._asked += len(wanted)
         self._measure([c for c in dict.fromkeys(wanted) if (c, gradient) not in self._known], gradient)
         return [self._known[coefficients, gradient] for coefficients in wanted]
+
+    def merged(self, point: Point) -> Point:
+        """A candidate of a method of which a part was held, as it merges with nothing held. It is in no budget."""
+        measured = self._trace.merged(point.coefficients)
+        if measured is None:
+            (measured,) = self._runner.evaluate_merged([point.coefficients])
+            self._trace.add_merged(point.coefficients, measured)
+        return replace(self._scored(point.coefficients, measured, is_recorded=False), index=point.index)
 
     def _measure(self, candidates: Sequence[tuple[float, ...]], gradient: bool) -> None:
         recorded = {c: self._trace.candidate(c, gradient) for c in candidates}

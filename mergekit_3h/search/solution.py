@@ -30,6 +30,9 @@ class Solution:
     models: Mapping[str, Measurement]
     points: tuple[Point, ...]
     stopped: str
+    held: Point | None = None
+    """The best candidate as it was searched, where a part of the method was held at the start; ``best`` is what it
+    merges to with nothing held."""
 
     @property
     def coefficients(self) -> tuple[float, ...]:
@@ -99,6 +102,7 @@ class Solution:
             "filters": {group.name: list(group.filters) for group in self.layout.groups},
             "score": self.best.score,
             "losses": self._losses(self.best.measured),
+            "held": {"score": self.held.score, "losses": self._losses(self.held.measured)} if self.held else None,
             "uniform": self._losses(self.uniform.measured) if self.uniform else None,
             "models": {label: self._losses(measured) for label, measured in self.models.items()},
             "safety_limit": self.scoring.safety_limit,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from mergekit_3h.errors import ModelError
+from mergekit_3h.search.combinations import is_held
 from mergekit_3h.search.layout import Layout
 from mergekit_3h.search.options import SearchOptions
 from mergekit_3h.search.problem import Problem
@@ -76,7 +77,9 @@ def _solved(
     safety = {label: measured.losses["safety"] for label, measured in models.items() if "safety" in measured.losses}
     search = Search(runner, layout, options, scoring_of(options, safety), models, trace, on_point)
     stopped = solver_named(options.solver)(search)
-    best = search.best
+    best, held = search.best, None
+    if is_held(options.combine, options.solver):
+        held, best = best, _renewed(search, best)
     if not best.satisfies:
         log.warning(
             "no candidate keeps min_safety %s: the best compromise has a safety loss %.3g nats above the limit",
@@ -85,10 +88,32 @@ def _solved(
         )
     uniform = next((point for point in search.points if point.coefficients == search.start), None)
     log.info("%s: %s after %d evaluations, score %.5g", options.solver, stopped, len(search.points), best.score)
-    solution = Solution(options, layout, search.scoring, best, uniform, models, tuple(search.points), stopped)
+    solution = Solution(options, layout, search.scoring, best, uniform, models, tuple(search.points), stopped, held)
     for remark in solution.remarks():
         log.warning("%s", remark)
     return solution
+
+
+def _renewed(search: Search, found: Point) -> Point:
+    """What was found as the method merges it, with what was held at the start made anew; the start, if that is better
+    after all."""
+    renewed, start = search.merged(found), search.points[0]
+    log.info(
+        "%s scores %.5g at the weights found, %+.2g from what it scored with a part of it held as at the start",
+        search.options.combine,
+        renewed.score,
+        renewed.score - found.score,
+    )
+    if renewed.rank[:2] <= start.rank[:2]:
+        return renewed
+    log.warning(
+        "the weights found score %.5g as %s merges them, the uniform merge %.5g: the latter is the result. What holds "
+        "at the start does not hold that far: lower max_coefficient, or take solver cmaes",
+        renewed.score,
+        search.options.combine,
+        start.score,
+    )
+    return start
 
 
 def _measured_models(runner: Runner, labels: list[str], trace: Trace) -> dict[str, Measurement]:

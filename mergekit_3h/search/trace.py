@@ -35,6 +35,7 @@ class Trace:
         self.path = Path(path) if path else None
         self._models: dict[str, Measurement] = {}
         self._candidates: dict[tuple[tuple[float, ...], bool], Measurement] = {}
+        self._merged: dict[tuple[float, ...], Measurement] = {}
         self._file: IO[bytes] | None = None
         if self.path is None:
             return
@@ -69,6 +70,14 @@ class Trace:
 
     def candidate(self, coefficients: Sequence[float], gradient: bool) -> Measurement | None:
         return self._candidates.get((tuple(coefficients), gradient))
+
+    def merged(self, coefficients: Sequence[float]) -> Measurement | None:
+        """A candidate merged with nothing held."""
+        return self._merged.get(tuple(coefficients))
+
+    def add_merged(self, coefficients: Sequence[float], measured: Measurement) -> None:
+        self._merged[tuple(coefficients)] = measured
+        self._append({"kind": "merged", "coefficients": list(coefficients), **_fields(measured)})
 
     def add_model(self, label: str, measured: Measurement) -> None:
         self._models[label] = measured
@@ -117,6 +126,8 @@ class Trace:
             values = {name: line[name] for name in Measurement.__dataclass_fields__}
             if line["kind"] == "model":
                 self._models[line["model"]] = Measurement(**values)
+            elif line["kind"] == "merged":
+                self._merged[tuple(line["coefficients"])] = Measurement(**values)
             else:
                 self._candidates[tuple(line["coefficients"]), line["gradient"]] = Measurement(**values)
         except (KeyError, TypeError) as error:

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from mergekit_3h.kernels.isotropic import IsotropicReport, merge_isotropic
+from mergekit_3h.kernels.isotropic import IsotropicReport, held_components, merge_isotropic
 from mergekit_3h.kernels.memory import summing_bytes
 from mergekit_3h.kernels.tasks import TaskMatrices
 from mergekit_3h.spectral.method import FlooredMethod
@@ -27,6 +27,7 @@ class IsoC(FlooredMethod):
     title = "Isotropic merging in the common subspace (Iso-C)"
     paper = "https://arxiv.org/abs/2502.04959"
     is_linear = False
+    has_held_components = True
     is_isotropic = True
 
     power: float = Field(
@@ -48,6 +49,9 @@ class IsoC(FlooredMethod):
 
     def merge(self, tasks: TaskMatrices, weights: Sequence[float]) -> tuple[Tensor, IsotropicReport]:
         return merge_isotropic(tasks, weights, self.power, self.scale, self.noise_floor)
+
+    def held_components(self, tasks: TaskMatrices, weights: Sequence[float]) -> list[tuple[Tensor, Tensor]]:
+        return held_components(tasks, weights, self.power, self.scale, self.noise_floor)
 
     def working_bytes(self, rows: int, columns: int, experts: int, result_itemsize: int) -> int:
         return summing_bytes(rows, columns, result_itemsize)

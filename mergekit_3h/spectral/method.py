@@ -56,6 +56,9 @@ class SpectralMethod(BaseModel, ABC):
     """Address of the paper that defines it."""
     is_linear: ClassVar[bool] = True
     """Whether the merged update is linear in the experts' weights, with the ``components`` as coefficients."""
+    has_held_components: ClassVar[bool] = False
+    """Of a method that is not linear: whether it is once a factor that depends on the weights is held at some of them,
+    with the ``held_components`` as coefficients. The gradient solver then searches its weights too."""
     is_isotropic: ClassVar[bool] = False
     """Whether the merged update may have all singular values alike, so that it has no directions of its own."""
 
@@ -99,6 +102,11 @@ class SpectralMethod(BaseModel, ABC):
     def components(self, tasks: TaskMatrices) -> list[tuple[Tensor, Tensor]]:
         """Factors left @ right of every expert's share C_i of the merged update, if that is sum_i w_i C_i."""
         raise OptionError(f"{self.name} is not linear in the weights, so it has no components")
+
+    def held_components(self, tasks: TaskMatrices, weights: Sequence[float]) -> list[tuple[Tensor, Tensor]]:
+        """Like ``components``, with what is not linear held as it is at ``weights``; there sum_i w_i C_i is the merged
+        update."""
+        raise OptionError(f"{self.name} has no part that could be held to make it linear in the weights")
 
     @abstractmethod
     def working_bytes(self, rows: int, columns: int, experts: int, result_itemsize: int) -> int:

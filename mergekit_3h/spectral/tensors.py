@@ -183,17 +183,19 @@ def tensor_components(
     experts: Mapping[str, Tensor],
     method: SpectralMethod,
     *,
+    held_at: Sequence[float] | None = None,
     base_label: str = "the base model",
 ) -> dict[str, ExpertShare]:
     """The shares of every expert in the tensor ``name``: ``merge_tensor`` is linear in the weights, and these are its
-    coefficients, in float64, up to its rounding."""
+    coefficients, in float64, up to its rounding. ``held_at`` are weights at which what is not linear is held."""
     require_mergeable(name, {base_label: base, **experts})
     tensors = list(experts.values())
     if base.numel() == 0 or not merges_as_matrices(name, base, method):
         shares = [ExpertShare([], whole=method.lambda_ * mean_share(tensor, base, len(tensors))) for tensor in tensors]
         return dict(zip(experts, shares, strict=True))
     matrices = zip(base, *tensors, strict=True) if base.ndim == 3 else [(base, *tensors)]
-    layers = [method.components(TaskMatrices(layer, layer_base)) for layer_base, *layer in matrices]
+    tasks = [TaskMatrices(layer, layer_base) for layer_base, *layer in matrices]
+    layers = [method.components(each) if held_at is None else method.held_components(each, held_at) for each in tasks]
     return {
         label: ExpertShare([(method.lambda_ * layer[i][0], layer[i][1]) for layer in layers], is_stack=base.ndim == 3)
         for i, label in enumerate(experts)

@@ -93,6 +93,19 @@ class SpectralContract:
         assert relative_error(total, method.merge(tasks, weights)[0]) < 1e-9
 
     @pytest.mark.parametrize("shape", SHAPES)
+    def test_held_components_sum_up_to_the_merge_where_they_are_held(
+        self, method: SpectralMethod, shape: tuple[int, int]
+    ) -> None:
+        tasks, weights = TaskMatrices([update(shape, seed).double() for seed in range(3)]), [0.7, 0.2, -1.5]
+        if not method.has_held_components:
+            with pytest.raises(OptionError, match=method.name):
+                method.held_components(tasks, weights)
+            return
+        shares = method.held_components(tasks, weights)
+        total = torch.stack([w * left @ right for w, (left, right) in zip(weights, shares, strict=True)]).sum(0)
+        assert relative_error(total, method.merge(tasks, weights)[0]) < 1e-9
+
+    @pytest.mark.parametrize("shape", SHAPES)
     @pytest.mark.parametrize("count", [1, 3])
     def test_no_updates_give_no_update(self, method: SpectralMethod, shape: tuple[int, int], count: int) -> None:
         merged, _ = method.merge(TaskMatrices([torch.zeros(shape)] * count), [1.0] * count)

@@ -15,6 +15,7 @@ from mergekit_3h.search.candidate_model import CandidateModel
 from mergekit_3h.search.components import Dense, Difference, Factors, MergedFamily
 from mergekit_3h.search.families import families, placed
 from mergekit_3h.search.layout import layout_of
+from mergekit_3h.spectral.literal import relative_error
 from mergekit_3h.spectral.registry import parse_options
 from mergekit_3h.spectral.tensors import merge_tensor
 
@@ -65,6 +66,22 @@ def test_linear_candidates_are_the_methods_merge(combine: str, method_options: d
         torch.testing.assert_close(family.at(weights, CPU), expected, rtol=0, atol=3e-6)
 
 
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_held_candidates_are_the_methods_merge_at_the_start(power: float) -> None:
+    """And linear from there: what is held is not the weights'."""
+    models = sources(dtype=torch.float64)
+    found, method = made("iso_c", models, power=power)
+    for name, family in found.items():
+        experts = {model.label: model.tensor(name) for model in models[1:]}
+        base = models[0].tensor(name)
+        expected = merge_tensor(name, base, experts, dict.fromkeys("abc", 1.0), method)
+        at_start = family.at([1.0, 1.0, 1.0], CPU)
+        assert relative_error(at_start - base, expected - base) < 1e-6
+        unit = [family.at(weights, CPU) - base for weights in torch.eye(3).tolist()]
+        elsewhere = family.at([0.3, 0.0, 1.7], CPU) - base
+        torch.testing.assert_close(elsewhere, 0.3 * unit[0] + 1.7 * unit[2], rtol=0, atol=1e-12)
+
+
 def test_task_arithmetic_is_the_sum_of_differences() -> None:
     models = sources()
     found, _ = made("task_arithmetic", models)
@@ -103,7 +120,7 @@ def test_components_are_kept_whole_where_factors_are_larger() -> None:
     torch.testing.assert_close(found["w"].at([1.0], CPU), expert.tensor("w"), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("combine", ["task_arithmetic", "tsvm", "rtsvm", "swudi"])
+@pytest.mark.parametrize("combine", ["task_arithmetic", "tsvm", "rtsvm", "swudi", "iso_c"])
 @pytest.mark.parametrize("rank", [2, None])
 def test_inner_products(combine: str, rank: int | None) -> None:
     """Against the derivative of a linear function of the merged tensor, by its values at the unit vectors."""

@@ -39,6 +39,7 @@ CASES = [
     ("llama-tied", "task_arithmetic", 1),
     ("llama", "tsvm", 1),
     ("gpt2", "rtsvm", 0),
+    ("gpt2", "iso_c", 1),
 ]
 
 
