@@ -64,7 +64,7 @@ def _sections(one: SideBySide) -> list[PageSection]:
         )
     )
     if one.has_gains:
-        parts.append(_gains(one))
+        parts += _gains(one)
     remarks = [*one.notes, *gain_remarks(one)]
     if remarks:
         parts.append(listing(remarks, "warning" if any(row.notes for row in one.rows) else "note"))
@@ -84,14 +84,11 @@ def _scores(one: SideBySide) -> Html:
     return table([headers[1], headers[0], *headers[2:]], [[row[1], row[0], *row[2:]] for row in rows], left=2)
 
 
-def _gains(one: SideBySide) -> Html:
+def _gains(one: SideBySide) -> list[Html]:
     headers = gain_headings(one)
     rows = [[_name(row), *gain_cells(one, row)] for row in one.rows if row.role != "base"]
-    return table(
-        ["model", *headers],
-        rows,
-        caption="Share of the gain kept: (model - base) / (expert - base), by each dimension's own expert",
-    )
+    told = faint("Share of the gain kept: (model - base) / (expert - base), by each dimension's own expert")
+    return [paragraph(told), table(["model", *headers], rows)]
 
 
 def _name(row: ComparedModel) -> Html:
