@@ -8,18 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor
 
-from mergekit_3h.errors import OptionError
 from mergekit_3h.kernels.calibration import NOTHING, Calibration, calibrated
-from mergekit_3h.kernels.memory import summing_bytes
 from mergekit_3h.kernels.tasks import TaskMatrices
-from mergekit_3h.kernels.truncations import Truncations
-from mergekit_3h.spectral import registry
-from mergekit_3h.spectral.method import SpectralMethod
-
-PLAIN_SUM = "task_arithmetic"
+from mergekit_3h.spectral.combining import COMBINED, PLAIN_SUM, CombiningMethod
 
 
 @dataclass(frozen=True)
@@ -35,19 +29,14 @@ class SVCReport:
     """The report of the method that merged; None for the plain sum."""
 
 
-class SVC(SpectralMethod):
+class SVC(CombiningMethod):
     """Another method's merge, with the singular values lowered where the experts count a direction several times."""
 
     name = "svc"
     title = "Singular value calibration (SVC)"
     paper = "https://arxiv.org/abs/2602.05536"
-    is_linear = False
 
-    combine: str = Field(
-        PLAIN_SUM,
-        description="What merges before the calibration: task_arithmetic, the weighted sum of the updates, or a "
-        "spectral method with its defaults; not svc itself, nor one with all singular values alike (iso_c, iso_cts).",
-    )
+    combine: str = Field(PLAIN_SUM, description=f"What merges before the calibration: {COMBINED}")
     alpha: float | None = Field(
         None,
         gt=0.0,
@@ -56,27 +45,10 @@ class SVC(SpectralMethod):
         "else 1 / n (the paper's).",
     )
 
-    @field_validator("combine")
-    @classmethod
-    def _can_be_calibrated(cls, value: str) -> str:
-        allowed = [PLAIN_SUM, *(name for name in registry.names() if name == value and _has_directions(name))]
-        if value not in allowed:
-            raise OptionError(f"option 'combine': got {value!r}; svc calibrates {', '.join(calibrated_methods())}")
-        return value
-
-    @property
-    def is_equivariant(self) -> bool:
-        return self.combine == PLAIN_SUM or registry.parse_options(self.combine, {}).is_equivariant
-
     def merge(self, tasks: TaskMatrices, weights: Sequence[float]) -> tuple[Tensor, SVCReport]:
-        merged, report = self._combined(tasks.with_exact_result(), weights)
+        merged, report = self.combined(tasks, weights)
         result, told = calibrated(merged, tasks, self._alpha(len(tasks)))
         return result, _report(told, report)
-
-    def _combined(self, tasks: TaskMatrices, weights: Sequence[float]) -> tuple[Tensor, Any]:
-        if self.combine == PLAIN_SUM:
-            return Truncations(tasks, [None] * len(tasks)).weighted_sum(weights), None
-        return registry.parse_options(self.combine, {}).merge(tasks, weights)
 
     def _alpha(self, experts: int) -> float:
         if self.alpha is not None:
@@ -87,23 +59,16 @@ class SVC(SpectralMethod):
         return self._alpha(experts) if option == "alpha" else super().in_effect(option, experts)
 
     def working_bytes(self, rows: int, columns: int, experts: int, result_itemsize: int) -> int:
-        side, own = min(rows, columns), 2 * 8 * rows * columns  # before and after it, in float64
-        calibrating = own + summing_bytes(rows, columns, result_itemsize) + 8 * side * side * (experts + 2)
-        if self.combine == PLAIN_SUM:
-            return calibrating
-        merging = registry.parse_options(self.combine, {}).working_bytes(rows, columns, experts, result_itemsize)
-        return max(calibrating, merging + own // 4)
+        calibrating = 8 * min(rows, columns) ** 2 * (experts + 2)
+        return self.combined_bytes(rows, columns, experts, result_itemsize, calibrating)
 
     def remarks(self, report: SVCReport) -> Iterator[tuple[int, str]]:
         factors = f"{report.least_factor:.2f} at least, {report.median_factor:.2f} in the median"
         yield logging.DEBUG, f"singular values are scaled by {factors}"
-        if report.combined is not None:
-            yield from registry.parse_options(self.combine, {}).remarks(report.combined)
+        yield from self.combined_remarks(report.combined)
 
     def literally(self, updates: Sequence[Tensor], weights: Sequence[float], report: SVCReport) -> Tensor | None:
-        merged: Tensor | None = torch.stack([w * u for w, u in zip(weights, updates, strict=True)]).sum(0)
-        if self.combine != PLAIN_SUM:
-            merged = registry.parse_options(self.combine, {}).literally(updates, weights, report.combined)
+        merged = self.combined_literally(updates, weights, report.combined)
         if merged is None:
             return None
         u, s, vh = torch.linalg.svd(merged, full_matrices=False)
@@ -122,15 +87,6 @@ class SVC(SpectralMethod):
 
 def _report(told: Calibration, combined: Any) -> SVCReport:
     return SVCReport([told.rank], ["exact"], told.least_factor, told.median_factor, combined)
-
-
-def _has_directions(name: str) -> bool:
-    return name != SVC.name and not registry.method(name).is_isotropic
-
-
-def calibrated_methods() -> list[str]:
-    """What ``combine`` may be."""
-    return [PLAIN_SUM, *(name for name in registry.methods() if _has_directions(name))]
 
 
 METHOD = SVC

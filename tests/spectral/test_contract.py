@@ -24,6 +24,8 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("star", {"eta": 1.0}),
     ("resmerge", {"head_rank": 3, "head_share": 0.5, "least_exponent": 0.0}),
     ("cart", {"rank_share": 0.5, "gain": 0.3}),
+    ("boost", {"combine": "tsvm", "beta": 0.3}),
+    ("boost", {"beta": 0.5}),
     ("iso_cts", {"common_fraction": 0.3, "noise_floor": "off"}),
     ("svc", {"combine": "tsvm"}),
     ("svc", {"combine": "swudi", "alpha": 0.5}),
