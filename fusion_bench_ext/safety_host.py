@@ -22,7 +22,7 @@ from fusion_bench_ext.models import OpenModel
 from fusion_bench_ext.pools import model_path
 from mergekit_3h.checkpoints.tokenizers import load_tokenizer
 from mergekit_3h.errors import ModelError
-from mergekit_3h.methods.fixed_merge import NO_OPTIONS, candidate_parameters
+from mergekit_3h.safety.candidates import NO_OPTIONS, candidate_parameters
 from mergekit_3h.safety.combination import Combination
 from mergekit_3h.safety.port import BASE_LABEL, OpenedModels
 

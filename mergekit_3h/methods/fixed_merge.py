@@ -6,9 +6,8 @@ own, and what is computed here for a tensor is what ``mergekit-yaml static.yml``
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from types import MappingProxyType
 from typing import Any
 
 from mergekit import merge_methods
@@ -24,8 +23,7 @@ from torch import Tensor
 from mergekit_3h.errors import OptionError, ThreeHError
 from mergekit_3h.lint.host_plan import save_tasks
 from mergekit_3h.methods.safety_request import SafetyRequest
-
-NO_OPTIONS: Mapping[str, float] = MappingProxyType({})
+from mergekit_3h.safety.candidates import NO_OPTIONS, candidate_parameters
 
 
 class MergekitFixedMerge:
@@ -112,21 +110,4 @@ def _own_parameters(task: ExecuteMergeMethodTask, models: Sequence[ModelReferenc
     for parameter in spec.input_parameters:
         if parameter.scope == ParameterScope.NON_BASE:
             parameters[parameter.name] = {model: task.input_parameters[model][parameter.name] for model in models}
-    return parameters
-
-
-def candidate_parameters(
-    spec: MergeMethodSpec,
-    planned: Mapping[str, Any],
-    experts: Sequence[Hashable],
-    weights: Sequence[float] | None,
-    options: Mapping[str, float],
-) -> dict[str, Any]:
-    """The planned parameters of one tensor with other weights and options, and without a record of its merge."""
-    parameters = {name: value for name, value in planned.items() if name != "record"}
-    if weights is not None:
-        parameters["weight"] = dict(zip(experts, weights, strict=True))
-    of_experts = {parameter.name for parameter in spec.input_parameters}
-    for name, value in options.items():
-        parameters[name] = dict.fromkeys(experts, value) if name in of_experts else value
     return parameters

@@ -125,6 +125,14 @@ def test_binary_file_is_no_config(llamas: Workshop) -> None:
     assert done.exit_code == 1 and "Traceback" not in done.output
 
 
+def too_old_a_fusion_bench(folder: Path) -> str:
+    """A folder for PYTHONPATH, in which doctor finds a FusionBench that it need not ask: that takes ten seconds."""
+    about = folder / "fusion_bench-0.1.dist-info" / "METADATA"
+    about.parent.mkdir()
+    about.write_text("Metadata-Version: 2.1\nName: fusion-bench\nVersion: 0.1\n")
+    return str(folder)
+
+
 @pytest.mark.slow
 def test_doctor_sees_our_methods_in_both_hosts() -> None:
     done = run_process("doctor", "--json")
@@ -137,8 +145,8 @@ def test_doctor_sees_our_methods_in_both_hosts() -> None:
 
 
 @pytest.mark.slow
-def test_doctor_says_what_to_do_when_the_hook_is_off() -> None:
-    done = run_process("doctor", MERGEKIT_3H_AUTOLOAD="0")
+def test_doctor_says_what_to_do_when_the_hook_is_off(tmp_path: Path) -> None:
+    done = run_process("doctor", MERGEKIT_3H_AUTOLOAD="0", PYTHONPATH=too_old_a_fusion_bench(tmp_path))
     assert done.returncode == 1
     unseen = ", ".join(f"{name}: NO" for name in [*own_names(), "safety_merge"])
     assert f"sees {unseen}" in done.stdout and "unset MERGEKIT_3H_AUTOLOAD" in done.stdout
@@ -156,7 +164,7 @@ def test_doctor_explains_a_folder_that_hides_fusion_bench_configs(tmp_path: Path
 def test_doctor_repeats_why_a_method_could_not_be_loaded(tmp_path: Path) -> None:
     """A module that the methods need cannot be imported in any process of this environment."""
     (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['mergekit_3h.spectral.tensors'] = None")
-    done = run_process("doctor", PYTHONPATH=str(tmp_path))
+    done = run_process("doctor", PYTHONPATH=too_old_a_fusion_bench(tmp_path))
     assert done.returncode == 1
     assert "tsvm: NO" in done.stdout and "mergekit_3h.spectral.tensors" in done.stdout
 
@@ -166,7 +174,7 @@ def test_doctor_without_hosts(tmp_path: Path) -> None:
     """A folder whose ``mergekit`` cannot be imported stands in front of the real one."""
     (tmp_path / "mergekit").mkdir()
     (tmp_path / "mergekit" / "__init__.py").write_text("raise ImportError('broken on purpose')")
-    done = run_process("doctor", PYTHONPATH=str(tmp_path))
+    done = run_process("doctor", PYTHONPATH=too_old_a_fusion_bench(tmp_path))
     assert done.returncode == 1
     assert "broken on purpose" in done.stdout and "-> pip install" in done.stdout
     config = tmp_path / "config.yml"
@@ -178,7 +186,7 @@ def test_doctor_without_hosts(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_doctor_without_torch(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise ImportError('no such library')")
-    done = run_process("doctor", PYTHONPATH=str(tmp_path))
+    done = run_process("doctor", PYTHONPATH=too_old_a_fusion_bench(tmp_path))
     assert done.returncode == 1
     assert (
         "no such library" in done.stdout and "--force-reinstall torch" in done.stdout and "Traceback" not in done.stderr

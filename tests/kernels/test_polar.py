@@ -12,7 +12,7 @@ from mergekit_3h.kernels.tasks import TaskMatrices
 from mergekit_3h.spectral.registry import parse_options
 from mergekit_3h.spectral.tensors import merge_tensor
 
-SEEDS = 2000
+SEEDS = 400
 NEARLY_DEPENDENT = [(102, 48, 3), (751, 64, 2)]
 """Seed, side and number of tasks of random updates whose right singular vectors have a condition above 1e5."""
 

@@ -1,4 +1,4 @@
-"""Imports point downward only: each layer is imported whole, in a fresh process, and sys.modules is looked at."""
+"""What importing a room brings along: rooms are imported whole, in fresh processes, and sys.modules is looked at."""
 
 from __future__ import annotations
 
@@ -16,44 +16,34 @@ HOSTS = ("mergekit", "fusion_bench")
 ROOF = ("mergekit_3h.methods", "mergekit_3h.cli", "fusion_bench_ext")
 HEAVY = {"transformers", "datasets", "ray", "cma", "matplotlib", "lm_eval", "lightning"}
 
-# layer: what importing all of its modules must not bring along; a layer that does not exist is skipped
-FORBIDDEN = {
-    "mergekit_3h.drawings": {*HOSTS, *ROOF, "torch", "pydantic"},
-    "mergekit_3h.errors": {*HOSTS, *ROOF, "torch", "pydantic"},
-    "mergekit_3h.optional": {*HOSTS, *ROOF, "torch", "pydantic"},
-    "mergekit_3h.pages": {*HOSTS, *ROOF, "torch", "pydantic"},
-    "mergekit_3h.suggestions": {*HOSTS, *ROOF, "torch", "pydantic"},
-    "mergekit_3h.tables": {*HOSTS, *ROOF, "torch", "pydantic"},
-    "mergekit_3h.writing": {*HOSTS, *ROOF, "torch", "pydantic"},
-    "mergekit_3h.registration": {*HOSTS, *ROOF, "torch", "pydantic"},
-    "mergekit_3h.options": {*HOSTS, *ROOF, "torch"},
-    "mergekit_3h.kernels": {*HOSTS, *ROOF, "pydantic"},
-    "mergekit_3h.spectral": {*HOSTS, *ROOF},
-    "mergekit_3h.checkpoints": {*HOSTS, *ROOF},
-    "mergekit_3h.inspection": {*HOSTS, *ROOF},
-    "mergekit_3h.data": {*HOSTS, *ROOF},
-    "mergekit_3h.losses": {*HOSTS, *ROOF},
-    "mergekit_3h.cluster": {*HOSTS, *ROOF},
-    "mergekit_3h.search": {*HOSTS, *ROOF},
-    "mergekit_3h.safety": {*HOSTS, *ROOF},
-    "mergekit_3h.diagnostics": {*HOSTS, *ROOF},
-    "mergekit_3h.evaluation": {*HOSTS, *ROOF},
-    "mergekit_3h.benchmarks": {*HOSTS, *ROOF},
-    "mergekit_3h.lint": {"fusion_bench", *ROOF},
-    "mergekit_3h.testing": {*HOSTS, *ROOF},
-    "mergekit_3h.methods": {"fusion_bench", "mergekit_3h.cli", "fusion_bench_ext"},
-    "mergekit_3h.cli": {"fusion_bench", "fusion_bench_ext"},
-    "fusion_bench_ext": {"mergekit_3h.cli", "mergekit_3h.methods"},
-}
-LAYERS_OF_A_HOST = {"mergekit_3h.lint", "mergekit_3h.methods", "mergekit_3h.cli", "fusion_bench_ext"}
+GROUND = {*HOSTS, *ROOF, "torch", "pydantic"}
+"""What the single files of the ground floor do without, and the hook that runs at every start of Python."""
 
-IMPORT_LAYER = """
+STANDING_ON_IT = (
+    *("kernels", "spectral", "checkpoints", "inspection", "data", "losses", "cluster", "search", "safety"),
+    *("diagnostics", "evaluation", "benchmarks", "testing"),
+)
+
+# Rooms that are imported together, in one process, and what that must not bring along.
+FORBIDDEN = (
+    (("drawings", "errors", "optional", "pages", "registration", "suggestions", "tables", "writing"), GROUND),
+    (("options",), GROUND - {"pydantic"}),
+    (STANDING_ON_IT, {*HOSTS, *ROOF}),
+    (("lint",), {"fusion_bench", *ROOF}),
+    (("methods",), {"fusion_bench", "mergekit_3h.cli", "fusion_bench_ext"}),
+    (("cli",), {"fusion_bench", "fusion_bench_ext"}),
+)
+ROOMS_OF_A_HOST = {"lint", "methods", "cli"}
+"""Importing the others by their names alone loads nothing heavy."""
+
+IMPORT_ROOMS = """
 import importlib, json, pkgutil, sys
-package = importlib.import_module(sys.argv[1])
+packages = [importlib.import_module(name) for name in sys.argv[1:]]
 alone = sorted(sys.modules)
-for module in pkgutil.walk_packages(getattr(package, "__path__", ()), sys.argv[1] + "."):
-    if not module.name.endswith("__main__"):
-        importlib.import_module(module.name)
+for package in packages:
+    for module in pkgutil.walk_packages(getattr(package, "__path__", ()), package.__name__ + "."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
 print(json.dumps([alone, sorted(sys.modules)]))
 """
 
@@ -66,32 +56,30 @@ def _loaded_by(code: str, *arguments: str) -> list[set[str]]:
     return [set(modules) for modules in json.loads(done.stdout.splitlines()[-1])]
 
 
-def _exists(layer: str) -> bool:
-    path = REPOSITORY.joinpath(*layer.split("."))
-    return path.with_suffix(".py").exists() or any(path.glob("*.py"))
+def test_every_room_has_its_row() -> None:
+    found = {module.name for module in pkgutil.iter_modules([str(REPOSITORY / "mergekit_3h")])}
+    listed = {room for rooms, _ in FORBIDDEN for room in rooms}
+    assert found - {"__main__"} == listed, "say in FORBIDDEN what the new room must not import"
 
 
-def test_every_layer_has_its_row() -> None:
-    found = {module.name for module in pkgutil.iter_modules([str(REPOSITORY / "mergekit_3h")], "mergekit_3h.")}
-    assert found - {"mergekit_3h.__main__", *FORBIDDEN} == set(), "say in FORBIDDEN what the new layer must not import"
-
-
-@pytest.mark.parametrize("layer", FORBIDDEN)
-def test_layer_imports_downward_only(layer: str) -> None:
-    if not _exists(layer):
-        pytest.skip(f"there is no {layer}")
-    if layer == "fusion_bench_ext":
-        pytest.importorskip("fusion_bench")
-    alone, whole = _loaded_by(IMPORT_LAYER, layer)
-    assert layer in alone
-    assert whole & FORBIDDEN[layer] == set()
-    if layer not in LAYERS_OF_A_HOST:
+@pytest.mark.parametrize(("rooms", "forbidden"), FORBIDDEN)
+def test_rooms_do_without(rooms: tuple[str, ...], forbidden: set[str]) -> None:
+    alone, whole = _loaded_by(IMPORT_ROOMS, *(f"mergekit_3h.{room}" for room in rooms))
+    assert {f"mergekit_3h.{room}" for room in rooms} <= alone
+    assert whole & forbidden == set()
+    if not ROOMS_OF_A_HOST & set(rooms):
         assert alone & HEAVY == set()
+
+
+def test_fusion_benchs_side_does_without_mergekits() -> None:
+    pytest.importorskip("fusion_bench")
+    _, whole = _loaded_by(IMPORT_ROOMS, "fusion_bench_ext")
+    assert whole & {"mergekit_3h.cli", "mergekit_3h.methods"} == set()
 
 
 def test_kernels_import_torch_and_the_standard_library_only() -> None:
     [with_torch] = _loaded_by("import json, sys, torch; print(json.dumps([sorted(sys.modules)]))")
-    _, whole = _loaded_by(IMPORT_LAYER, "mergekit_3h.kernels")
+    _, whole = _loaded_by(IMPORT_ROOMS, "mergekit_3h.kernels")
     others = {name.partition(".")[0] for name in whole - with_torch} - sys.stdlib_module_names - {"torch"}
     assert others == {"mergekit_3h"}
 
