@@ -94,7 +94,8 @@ def _result(times: list[float], first: FirstRun, errors: list[Errors], largest: 
 
 
 def _bound(stream: Sequence[MatrixShape], first: FirstRun, rate: float, seconds: float) -> GemmBound | None:
-    if not first.is_counted or any("krylov" in facts.decompositions for facts in first.facts):
+    is_exact = all(name.startswith("exact") for facts in first.facts for name in facts.decompositions)
+    if not first.is_counted or not is_exact:
         return None
     flops = sum(
         shape.count * product_flops((shape.rows, shape.columns), facts.ranks)

@@ -110,6 +110,7 @@ RECORDED = {
         ("weights", "weight", "the weight that the merge was given", ".2f"),
         ("decompositions", "decomposed", "how the singular vectors were found", ""),
         ("residuals", "residual", "bound on the error of the found subspace", ".1e"),
+        ("perturbations", "perturbed", "nearest update that it is exact for, in shares of the noise edge", ".1%"),
     ],
     "tensor": [
         ("budget", "budget", "rank that each expert might have had", ".0f"),

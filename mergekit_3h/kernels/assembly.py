@@ -30,16 +30,16 @@ import torch
 from torch import Tensor
 
 from mergekit_3h.kernels.cores import Core, CoredFactors
+from mergekit_3h.kernels.decompositions import spectrum_of
 from mergekit_3h.kernels.factors import SingularFactors
-from mergekit_3h.kernels.krylov import krylov_spectrum
 from mergekit_3h.kernels.noise import rounding_edge
 from mergekit_3h.kernels.outliers import outlier_mass, outlier_weights
 from mergekit_3h.kernels.polar import PolarFactors, overlap_of
-from mergekit_3h.kernels.ranks import SMALLEST_KRYLOV_SIDE, RankRule, rank_budget, sparsity
+from mergekit_3h.kernels.ranks import RankRule, rank_budget, sparsity
 from mergekit_3h.kernels.rounding import RoundingToll, rounding_toll
 from mergekit_3h.kernels.settings import Settings
 from mergekit_3h.kernels.shares import Shares
-from mergekit_3h.kernels.spectra import Spectrum, exact_spectrum
+from mergekit_3h.kernels.spectra import Spectrum
 from mergekit_3h.kernels.tasks import TaskMatrices
 from mergekit_3h.kernels.truncations import Truncations
 from mergekit_3h.kernels.workers import run_all
@@ -59,6 +59,10 @@ class Report:
     """What saving each expert in 16 bits did to its update; without weights where no base is known."""
     decompositions: list[str]
     residuals: list[float]
+    """Bounds on the sine of the angle by which the singular vectors may be off; infinite where none is known."""
+    perturbations: list[float]
+    """How far from each update that is for which they are exact, as a share of its noise edge, where that is what was
+    measured; else 0."""
     conditions: tuple[float, float] = (1.0, 1.0)
     """How unequally the experts' singular vectors fill the output side (the checkpoint's rows) and the input side:
     largest over smallest singular value of [U_1 .. U_n] and [V_1 .. V_n]. Noise is magnified by as much."""
@@ -111,7 +115,7 @@ def plan_layer(tasks: TaskMatrices, settings: Settings) -> Plan:
         if tasks.base is not None:
             tolls[i] = rounding_toll(tasks.experts[i], tasks.base)
             if settings.noise_floor == "auto":
-                edges[i] = rounding_edge(tasks.experts[i], tasks.base)
+                edges[i] = rounding_edge(tasks.experts[i], tasks.base, tolls[i])
 
     run_all(tasks.device, [partial(survey, i) for i in range(len(tasks))])
     needs_omega = settings.rank_selection == "sparsity" and settings.gamma > 0
@@ -152,19 +156,10 @@ def decompose(tasks: TaskMatrices, rules: Sequence[RankRule | None], settings: S
     found: list[Spectrum | None] = [None] * len(tasks)
 
     def find(i: int, rule: RankRule) -> None:
-        found[i] = _spectrum(tasks, i, rule, settings)
+        found[i] = spectrum_of(tasks, i, rule, settings)
 
     run_all(tasks.device, [partial(find, i, rule) for i, rule in enumerate(rules) if rule is not None])
     return found
-
-
-def _spectrum(tasks: TaskMatrices, i: int, rule: RankRule, settings: Settings) -> Spectrum:
-    must_certify = settings.decomposition == "auto"
-    may_be_small = rule.may_be_small and tasks.columns >= SMALLEST_KRYLOV_SIDE
-    if settings.decomposition == "exact" or (must_certify and not may_be_small):
-        return exact_spectrum(tasks, i, rule)
-    found = krylov_spectrum(tasks, i, rule, settings.tolerance, must_certify=must_certify)
-    return found if found is not None else exact_spectrum(tasks, i, rule, method="exact, krylov not certified")
 
 
 def _present(spectra: Sequence[Spectrum | None]) -> list[Spectrum]:
@@ -191,4 +186,5 @@ def _report(plan: Plan, spectra: Sequence[Spectrum | None], ranks: list[int]) ->
         tolls=plan.tolls,
         decompositions=["none" if s is None else s.method for s in spectra],
         residuals=[0.0 if s is None else s.residual for s in spectra],
+        perturbations=[0.0 if s is None else s.perturbation for s in spectra],
     )

@@ -35,6 +35,12 @@ def orthonormal_basis(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return cast("tuple[Tensor, Tensor]", pair)
 
 
+def is_positive_definite(matrix: Tensor) -> bool:
+    """Whether a symmetric matrix has a Cholesky factor."""
+    pair = torch.linalg.cholesky_ex(matrix)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    return int(cast("tuple[Tensor, Tensor]", pair)[1]) == 0
+
+
 def triangle_of_columns(blocks: Iterable[Tensor]) -> Tensor:
     """R of the QR decomposition of a tall matrix, given some rows at a time."""
     triangle: Tensor | None = None

@@ -14,18 +14,23 @@ import torch
 from torch import Tensor
 
 from mergekit_3h.kernels.random_edges import random_edge
-from mergekit_3h.kernels.rounding import SMALLEST_EXPONENT, significand_bits, update_mean_square
+from mergekit_3h.kernels.rounding import SMALLEST_EXPONENT, RoundingToll, significand_bits, update_mean_square
 from mergekit_3h.kernels.tasks import BLOCK_ELEMENTS
 from mergekit_3h.kernels.workers import spans
 
 _EXPONENT_OF_FLOAT32 = 0x7F800000
 
 
-def rounding_edge(expert: Tensor, base: Tensor) -> float:
-    """Largest singular value that rounding ``expert`` explains; 0 for a tensor that was not rounded to 16 bits."""
+def rounding_edge(expert: Tensor, base: Tensor, toll: RoundingToll | None = None) -> float:
+    """Largest singular value that rounding ``expert`` explains; 0 for a tensor that was not rounded to 16 bits.
+
+    ``toll``, where it is known, has the size of the update already.
+    """
     bits = significand_bits(expert)
-    update = 0.0 if bits is None else update_mean_square(expert, base, bits)
-    if bits is None or update == 0.0:
+    if bits is None:
+        return 0.0
+    update = update_mean_square(expert, base, bits) if toll is None else toll.update_mean_square
+    if update == 0.0:
         return 0.0
     return random_edge(*_noise_sums(expert, bits, update))
 

@@ -14,9 +14,6 @@ from mergekit_3h.kernels.settings import Settings
 from mergekit_3h.kernels.tasks import TaskMatrices
 from mergekit_3h.kernels.workers import run_all
 
-SMALLEST_KRYLOV_SIDE = 768
-"""Columns from which a Krylov method is tried unasked; a smaller matrix is decomposed in milliseconds."""
-
 KRYLOV_SHARE = 8
 """A Krylov subspace stays under this part of the columns; beyond it a full decomposition costs no more."""
 
@@ -98,6 +95,4 @@ class RankRule:
     @property
     def may_be_small(self) -> bool:
         """Whether the rank could be so far below the matrix size that a Krylov method pays."""
-        return self.columns >= SMALLEST_KRYLOV_SIDE and (
-            self.budget <= self.columns // KRYLOV_SHARE or self.noise_edge > 0 or self.energy < 1
-        )
+        return self.budget <= self.columns // KRYLOV_SHARE or self.noise_edge > 0 or self.energy < 1

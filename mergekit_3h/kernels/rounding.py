@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor
 
 from mergekit_3h.kernels.tasks import BLOCK_ELEMENTS
+from mergekit_3h.kernels.values import floats
 from mergekit_3h.kernels.workers import spans
 
 SIGNIFICAND_BITS = {torch.bfloat16: 8, torch.float16: 11}
@@ -64,6 +64,10 @@ class RoundingToll:
         return self.changed / self.weights if self.weights else 0.0
 
     @property
+    def update_mean_square(self) -> float:
+        return self.update_square / self.weights if self.weights else 0.0
+
+    @property
     def distance(self) -> float:
         """Between the saved update and the one before rounding, relative to the latter."""
         return math.sqrt(self.lost_square / self.update_square) if self.update_square else 0.0
@@ -89,12 +93,18 @@ def update_mean_square(expert: Tensor, base: Tensor, bits: int) -> float:
 
 
 def _sampled(expert: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
-    """Evenly scattered weights and their updates, in float64."""
+    """Evenly scattered weights and their updates, in float64, on the CPU: there are few."""
+    weights = _sample(expert)
+    return weights, weights - _sample(base)
+
+
+def _sample(tensor: Tensor) -> Tensor:
     # An odd step: an even one would meet the same few columns in every row.
-    at = torch.arange(0, expert.numel(), expert.numel() // SAMPLE | 1, device=expert.device)
-    rows, columns = at // expert.shape[1], at % expert.shape[1]
-    weights = expert[rows, columns].to(torch.float64)
-    return weights, weights - base[rows, columns].to(torch.float64)
+    step = tensor.numel() // SAMPLE | 1
+    if tensor.is_contiguous():
+        return tensor.view(-1)[::step].cpu().to(torch.float64)
+    at = torch.arange(0, tensor.numel(), step, device=tensor.device)
+    return tensor[at // tensor.shape[1], at % tensor.shape[1]].cpu().to(torch.float64)
 
 
 Bin = tuple[float, float, float]
@@ -102,18 +112,17 @@ Bin = tuple[float, float, float]
 
 
 def _bins(weights: Tensor, deltas: Tensor, bits: int) -> list[Bin]:
-    exponents = torch.where(weights == 0, SMALLEST_EXPONENT[bits], torch.frexp(weights)[1])
+    is_zero = weights == 0
+    exponents = torch.frexp(weights)[1].masked_fill_(is_zero, SMALLEST_EXPONENT[bits])
     exponents.clamp_(min=SMALLEST_EXPONENT[bits])
     largest = int(exponents.max())
-    below = (largest - exponents).clamp_(0, EXPONENTS - 1)
-    belongs = (below == torch.arange(EXPONENTS, device=weights.device)[:, None]) & (weights != 0)
-    belongs = belongs.to(torch.float64)
-    # One transfer from the device for both.
-    both = torch.stack([belongs.sum(dim=1), belongs @ deltas.square()])
-    counts, squares = cast("list[list[float]]", both.tolist())  # pyright: ignore[reportUnknownMemberType]
+    # Zeros have an ulp and no exponent: they are counted in a bin of their own, behind the others.
+    below = (largest - exponents).clamp_(0, EXPONENTS - 1).masked_fill_(is_zero, EXPONENTS)
+    counts = torch.bincount(below, minlength=EXPONENTS + 1)[:EXPONENTS]
+    squares = torch.bincount(below, weights=deltas.square(), minlength=EXPONENTS + 1)[:EXPONENTS]
     return [
         (count, square / count, 4.0 ** (largest - bits - i))
-        for i, (count, square) in enumerate(zip(counts, squares, strict=True))
+        for i, (count, square) in enumerate(zip(floats(counts.to(torch.float64)), floats(squares), strict=True))
         if count
     ]
 
@@ -146,8 +155,7 @@ def number_error(expert: Tensor, dtype: torch.dtype) -> float:
 
     A number errs by ulp / sqrt(12), and its ulp is eps / 1.4 of it in the mean square: together about eps / 4.
     """
-    weights, _ = _sampled(expert, expert)
-    return float(weights.square().mean().sqrt()) * torch.finfo(dtype).eps / 4
+    return float(_sample(expert).square().mean().sqrt()) * torch.finfo(dtype).eps / 4
 
 
 def significand_bits(expert: Tensor) -> int | None:

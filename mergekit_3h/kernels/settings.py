@@ -25,7 +25,8 @@ class Settings:
     noise_floor: Literal["auto", "off"]
     energy: float
     decomposition: Literal["exact", "krylov", "auto"]
-    tolerance: float
+    tolerance: float | None
+    """Of the angle between subspaces. None: what rounding leaves of an angle where it limits the rank, else 1e-6."""
     decorrelation: float
     """tau of U (U^T U + tau I)^(-1/2) (1 + tau)^(1/2): 0 is the polar factor, infinity U itself."""
     decorrelation_sides: Literal["both", "output", "input"]

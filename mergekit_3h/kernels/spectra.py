@@ -22,6 +22,9 @@ TILE = 128
 TILE_ON_DEVICE = 1024
 """The same on a GPU, which needs larger products to be busy."""
 
+SEED = 250206876
+"""No usual one: vectors that a synthetic update was made from as well would not be random to it."""
+
 RankFunction = Callable[[Tensor, float], int]
 """Descending singular values and the sum of all their squares -> how many of them to keep."""
 
@@ -38,6 +41,8 @@ class Spectrum:
     residual: float = 0.0
     """Bound on the sine of the angle between ``right`` and the true leading subspace, from the residuals that an
     iterative method left (infinite where it knows none); exact leaves none."""
+    perturbation: float = 0.0
+    """How far the nearest matrix is for which this is exact, as a share of the noise edge, where that was measured."""
 
     @property
     def rank(self) -> int:
@@ -46,15 +51,52 @@ class Spectrum:
 
 def exact_spectrum(tasks: TaskMatrices, i: int, rank_rule: RankFunction, method: str = "exact") -> Spectrum:
     """By a full symmetric eigendecomposition."""
-    gram = torch.zeros(tasks.columns, tasks.columns, dtype=torch.float64, device=tasks.device)
+    return spectrum_of_gram(gram_of(tasks, i), rank_rule, method)
+
+
+def gram_of(tasks: TaskMatrices, i: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """delta_i^T delta_i, upper triangle."""
+    gram = torch.zeros(tasks.columns, tasks.columns, dtype=dtype, device=tasks.device)
     for block in tasks.blocks(i):
-        add_gram(gram, block)
+        add_gram(gram, block.to(dtype))
+    return gram
+
+
+def spectrum_of_gram(gram: Tensor, rank_rule: RankFunction, method: str = "exact") -> Spectrum:
+    """``exact_spectrum``, from the Gram matrix in float64, whose memory is used up."""
     squares, vectors = eigh_in_place(gram)
     squares = squares.clamp_min_(0).flip(0)
     values = squares.sqrt()
     total_square = float(squares.sum())
     rank = rank_rule(values, total_square)
     return Spectrum(values[:rank], vectors[:, vectors.shape[1] - rank :].flip(1), total_square, method)
+
+
+def random_vectors(count: int, columns: int, like: Tensor) -> Tensor:
+    """The same at every call, as rows."""
+    generator = torch.Generator().manual_seed(SEED)
+    return torch.randn(count, columns, generator=generator, dtype=torch.float64).to(like)
+
+
+def likely_values(values: Tensor, parts: Tensor, columns: int) -> Tensor:
+    """What all eigenvalues of G may be, descending, from the Ritz ``values`` of a Krylov space, which descend too.
+
+    ``parts`` are the random vectors that it began with (columns, orthonormal), as the Ritz vectors (rows) see them: the
+    mean square of a row is the weight of the eigenvalues that the Ritz value stands for, up to the errors of a sample
+    and of a quadrature. The value is taken to lie in the middle of them, and in between is interpolated.
+    """
+    weights = parts.square().sum(1).to(torch.float64) * (columns / parts.shape[1])
+    middles, values = weights.cumsum(0) - weights / 2, values.to(torch.float64)
+    at = torch.arange(columns, dtype=torch.float64, device=values.device) + 0.5
+    after = torch.searchsorted(middles, at).clamp_(1, values.numel() - 1)
+    low, high = middles[after - 1], middles[after]
+    share = ((at - low) / (high - low)).clamp_(0, 1)
+    return torch.lerp(values[after - 1], values[after], share)
+
+
+def total_square(tasks: TaskMatrices, i: int) -> float:
+    """Sum of the squares of the entries of delta_i, or of its singular values."""
+    return float(torch.stack([block.square_().sum() for block in tasks.blocks(i)]).sum())
 
 
 def add_gram(gram: Tensor, block: Tensor) -> None:

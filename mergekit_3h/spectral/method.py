@@ -152,14 +152,15 @@ class RankedMethod(TruncatingMethod):
     decomposition: Literal["exact", "krylov", "auto"] = Field(
         "auto",
         description="exact: full symmetric eigendecomposition in float64. krylov: block Krylov for small ranks, "
-        "approximate, residuals logged. auto: krylov where its result is certified to the tolerance, else exact.",
+        "approximate, residuals logged. auto: the cheapest of those whose result is certified (tolerance), else exact.",
     )
-    tolerance: float = Field(
-        1e-6,
+    tolerance: float | None = Field(
+        None,
         gt=0.0,
         lt=1.0,
         description="Largest sine of the angle between the found and the true singular subspace that decomposition: "
-        "auto accepts from the Krylov method; the merge is then exact to about ten times that.",
+        "auto accepts; the merge is then exact to about ten times that. Unset: 1e-6, but where the noise floor finds "
+        "an edge, what is exact for an update that differs from the expert's by 2 % of this edge.",
     )
 
 

@@ -140,6 +140,12 @@ class TSVM(RankedMethod):
                 f"{output} directions of the output side and {input_} of the input side are the same in several "
                 "experts; they are merged as one",
             )
+        if any(report.perturbations):
+            yield (
+                logging.INFO,
+                f"the leading directions are exact for updates within {max(report.perturbations):.1%} of the rounding "
+                "edge; a tolerance, as 1e-6, asks for more",
+            )
         if report.omega is not None and report.omega > 0.99:
             yield (
                 logging.WARNING,

@@ -7,7 +7,7 @@ import torch
 from kernels.oracle import random_delta, relative, settings
 
 from mergekit_3h.kernels.assembly import merge
-from mergekit_3h.kernels.krylov import krylov_spectrum
+from mergekit_3h.kernels.krylov import certified_krylov, krylov_spectrum
 from mergekit_3h.kernels.ranks import RankRule
 from mergekit_3h.kernels.tasks import TaskMatrices
 
@@ -65,8 +65,7 @@ def test_the_bound_holds() -> None:
     _, _, vh = torch.linalg.svd(delta.double())
     rule = RankRule(300, budget=8, noise_edge=0.0, energy=1.0)
     for tolerance in (1.0, 1e-3, 1e-6):
-        found = krylov_spectrum(TaskMatrices([delta]), 0, rule, tolerance, must_certify=False)
-        assert found is not None
+        found = krylov_spectrum(TaskMatrices([delta]), 0, rule, tolerance)
         outside = found.right - vh[:8].T @ (vh[:8] @ found.right)
         # 1e-12: float64 noise of the comparison itself.
         assert float(torch.linalg.matrix_norm(outside, 2)) <= found.residual + 1e-12
@@ -81,8 +80,7 @@ def test_equal_leading_singular_values_are_all_found() -> None:
     values = torch.cat([torch.ones(20), 0.01 * torch.ones(20)]).double()
     delta = u @ torch.diag(values) @ v.T
     rule = RankRule(300, budget=20, noise_edge=0.0, energy=1.0)
-    found = krylov_spectrum(TaskMatrices([delta]), 0, rule, 1e-6, must_certify=False)
-    assert found is not None
+    found = krylov_spectrum(TaskMatrices([delta]), 0, rule, 1e-6)
     assert found.residual <= 1e-6
     assert torch.allclose(found.values, torch.ones(20, dtype=torch.float64), atol=1e-12)
 
@@ -100,6 +98,6 @@ def test_more_equal_singular_values_than_a_block_has_columns_are_not_certified(s
 
 def test_a_zero_matrix_has_rank_zero() -> None:
     rule = RankRule(300, budget=8, noise_edge=0.0, energy=1.0)
-    found = krylov_spectrum(TaskMatrices([torch.zeros(400, 300)]), 0, rule, 1e-6, must_certify=True)
+    found, _ = certified_krylov(TaskMatrices([torch.zeros(400, 300)]), 0, rule, 1e-6)
     assert found is not None
     assert found.rank == 0

@@ -128,9 +128,10 @@ class LargestAllocation(TorchDispatchMode):
     elements = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        given = {arg.untyped_storage().data_ptr() for arg in args if isinstance(arg, torch.Tensor)}
         result = func(*args, **(kwargs or {}))
         for made in result if isinstance(result, (tuple, list)) else [result]:
-            if isinstance(made, torch.Tensor) and not made._is_view():
+            if isinstance(made, torch.Tensor) and made.untyped_storage().data_ptr() not in given:
                 self.elements = max(self.elements, made.numel())
         return result
 

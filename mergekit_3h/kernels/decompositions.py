@@ -1,0 +1,54 @@
+"""How the leading singular triplets of a task matrix are found, as ``decomposition`` and ``tolerance`` say."""
+
+from __future__ import annotations
+
+import torch
+
+from mergekit_3h.kernels.krylov import certified_krylov, krylov_spectrum
+from mergekit_3h.kernels.noise_spectra import enough_precision, is_narrow, noise_spectrum
+from mergekit_3h.kernels.ranks import RankRule
+from mergekit_3h.kernels.settings import Settings
+from mergekit_3h.kernels.spectra import Spectrum, exact_spectrum, gram_of, spectrum_of_gram, total_square
+from mergekit_3h.kernels.tasks import TaskMatrices
+
+SMALLEST_KRYLOV_SIDE = 768
+"""Columns from which a Krylov method is tried unasked; a smaller matrix is decomposed in milliseconds."""
+
+SMALLEST_KRYLOV_SIDE_BESIDE_NOISE = 1536
+"""The same where what is exact to the rounding would do: it needs the Gram matrix, which a Krylov method saves."""
+
+SMALLEST_NOISY_SIDE = 384
+"""Columns from which less than the full decomposition pays for a rounded matrix."""
+
+SINE = 1e-6
+"""The tolerance where none is given."""
+
+
+def spectrum_of(tasks: TaskMatrices, i: int, rule: RankRule, settings: Settings) -> Spectrum:
+    """Of delta_i, cut to the rank that ``rule`` allows."""
+    if settings.decomposition == "exact":
+        return exact_spectrum(tasks, i, rule)
+    sine = SINE if settings.tolerance is None else settings.tolerance
+    if settings.decomposition == "krylov":
+        return krylov_spectrum(tasks, i, rule, sine)
+    return _cheapest_certified(tasks, i, rule, sine, is_rounding_enough=settings.tolerance is None)
+
+
+def _cheapest_certified(
+    tasks: TaskMatrices, i: int, rule: RankRule, sine: float, *, is_rounding_enough: bool
+) -> Spectrum:
+    by_noise = is_rounding_enough and rule.noise_edge > 0 and tasks.columns >= SMALLEST_NOISY_SIDE
+    method = "exact"
+    if rule.may_be_small and tasks.columns >= (SMALLEST_KRYLOV_SIDE_BESIDE_NOISE if by_noise else SMALLEST_KRYLOV_SIDE):
+        found, expected_rank = certified_krylov(tasks, i, rule, sine)
+        if found is not None:
+            return found
+        method = "exact, krylov not certified"
+        by_noise = by_noise and is_narrow(expected_rank, tasks.columns)
+    if not by_noise:
+        return exact_spectrum(tasks, i, rule, method)
+    gram = gram_of(tasks, i, enough_precision(total_square(tasks, i), rule.noise_edge, tasks.device))
+    found = noise_spectrum(gram, rule)
+    if found is not None:
+        return found
+    return spectrum_of_gram(gram if gram.dtype == torch.float64 else gram_of(tasks, i), rule, method)
