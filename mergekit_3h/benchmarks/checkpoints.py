@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mergekit_3h.benchmarks.problems import DTYPES, MatrixProblem, UpdateKind, make_inputs
+from mergekit_3h.benchmarks.problems import DTYPES, WEIGHT_RMS, MatrixProblem, UpdateKind, make_inputs
 from mergekit_3h.errors import OptionError
 
 # hidden size, intermediate size (8/3 of it, as in Llama), vocabulary
@@ -97,7 +97,9 @@ def llama_of(parameters: int) -> LlamaSize:
     raise AssertionError("unreachable: the narrowest width always fits")
 
 
-def write_checkpoints(folder: Path, size: LlamaSize, experts: int, dtype: str, update: UpdateKind) -> list[Path]:
+def write_checkpoints(
+    folder: Path, size: LlamaSize, experts: int, dtype: str, update: UpdateKind, weights: float = WEIGHT_RMS
+) -> list[Path]:
     """The base and its experts, each a folder that mergekit reads; the base comes first."""
     from safetensors.torch import save_file
 
@@ -107,7 +109,8 @@ def write_checkpoints(folder: Path, size: LlamaSize, experts: int, dtype: str, u
             tensors = [torch.ones(shape, dtype=DTYPES[dtype])] * (experts + 1)
         else:
             rows, columns = shape
-            inputs = make_inputs(MatrixProblem(rows, columns, experts, dtype, update, seed), torch.device("cpu"))
+            problem = MatrixProblem(rows, columns, experts, dtype, update, seed, weights)
+            inputs = make_inputs(problem, torch.device("cpu"))
             tensors = [inputs.base, *inputs.experts]
         for model, tensor in zip(models, tensors, strict=True):
             model[name] = tensor

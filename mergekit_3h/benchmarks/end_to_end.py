@@ -17,7 +17,7 @@ from typing import Any
 
 from mergekit_3h.benchmarks.checkpoints import LlamaSize, llama_of, write_checkpoints
 from mergekit_3h.benchmarks.machine import Machine, this_machine
-from mergekit_3h.benchmarks.problems import DTYPES, UpdateKind
+from mergekit_3h.benchmarks.problems import DTYPES, WEIGHT_RMS, UpdateKind
 from mergekit_3h.benchmarks.results import Spread, spread
 from mergekit_3h.benchmarks.tables import Table, machine_lines, seconds_text
 from mergekit_3h.errors import OptionError, ThreeHError
@@ -42,6 +42,7 @@ class EndToEndPlan:
     budget: float
     options: Mapping[str, Mapping[str, Any]]
     """Options of a method, by its name."""
+    weights: float = WEIGHT_RMS
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def run_end_to_end(plan: EndToEndPlan, say: Callable[[str], None] = lambda _: No
     with tempfile.TemporaryDirectory(prefix="mergekit-3h-bench-") as name:
         folder = Path(name).resolve()
         say(f"making a base and {plan.experts} experts of {size.parameters / 1e6:.1f} M parameters in {folder}")
-        paths = write_checkpoints(folder, size, plan.experts, plan.dtype, plan.update)
+        paths = write_checkpoints(folder, size, plan.experts, plan.dtype, plan.update, plan.weights)
         rounds: dict[str, list[MergeRun]] = {method: [] for method in METHODS}
         end, longest = monotonic() + plan.budget, 0.0
         for done in range(MOST_ROUNDS):

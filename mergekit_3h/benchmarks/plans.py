@@ -9,7 +9,7 @@ from typing import Any
 from mergekit_3h.benchmarks.budget import FEWEST_ROUNDS
 from mergekit_3h.benchmarks.contenders import OURS, Recipe
 from mergekit_3h.benchmarks.families import MatrixShape
-from mergekit_3h.benchmarks.problems import MatrixProblem, UpdateKind
+from mergekit_3h.benchmarks.problems import WEIGHT_RMS, MatrixProblem, UpdateKind
 from mergekit_3h.benchmarks.serving import Assignment
 
 
@@ -30,6 +30,7 @@ class ComparisonPlan:
     fewest_rounds: int = FEWEST_ROUNDS
     """0: nothing but the first run, which shows memory and a rough time."""
     seed: int = 0
+    weights: float = WEIGHT_RMS
 
     @property
     def contenders(self) -> list[str]:
@@ -42,7 +43,7 @@ class ComparisonPlan:
         return [(replace(shape, count=1),) for shape in self.shapes]
 
     def problem(self, shape: MatrixShape) -> MatrixProblem:
-        return MatrixProblem(shape.rows, shape.columns, self.experts, self.dtype, self.update, self.seed)
+        return MatrixProblem(shape.rows, shape.columns, self.experts, self.dtype, self.update, self.seed, self.weights)
 
     def job(self, contender: str, stream: Sequence[MatrixShape]) -> Assignment:
         matrices = tuple((self.problem(shape), shape.count) for shape in stream)
@@ -53,6 +54,7 @@ class ComparisonPlan:
             "experts": self.experts,
             "dtype": self.dtype,
             "update": self.update,
+            "weights": self.weights,
             "method": self.recipe.method,
             "options": dict(self.recipe.options),
             "device": self.device,

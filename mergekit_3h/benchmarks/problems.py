@@ -21,7 +21,8 @@ DTYPES = {
 }
 
 WEIGHT_RMS = 0.02
-"""Root mean square of the base's weights, the initialisation of Llama and Qwen."""
+"""Root mean square of the base's weights, the initialisation of Llama and Qwen. Trained, those of a small model are ten
+times as large (SmolLM2-135M: 0.07 to 0.4), so that 16 bits take more of an update."""
 
 UPDATE_RMS = 3e-4
 """Root mean square of an update, within what supervised and preference tuning of 7B models leave (1e-4 to 1e-3)."""
@@ -31,6 +32,11 @@ DECAY = -0.7
 """The j-th singular value of a ``decaying`` update goes like j ** DECAY: a heavy tail."""
 SHARED_PART = 0.3
 """Share of the squared norm of a ``decaying`` update that all experts have in common."""
+
+
+def is_told_from_unrounded(update: str, dtype: str) -> bool:
+    """Whether results are compared with the merge of what training did, before it was rounded to the dtype."""
+    return update == "lora" or DTYPES[dtype].itemsize == 2
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,8 @@ class MatrixProblem:
     dtype: str
     update: UpdateKind
     seed: int = 0
+    weights: float = WEIGHT_RMS
+    """Root mean square of the base's weights."""
 
     @property
     def input_bytes(self) -> int:
@@ -64,7 +72,7 @@ class Inputs:
 def make_inputs(problem: MatrixProblem, device: torch.device) -> Inputs:
     """Base and experts as checkpoints hold them: every expert is rounded to the dtype after its update was added."""
     dtype = DTYPES[problem.dtype]
-    base = (_normal(problem, device, (problem.rows, problem.columns), "base").mul_(WEIGHT_RMS)).to(dtype)
+    base = (_normal(problem, device, (problem.rows, problem.columns), "base").mul_(problem.weights)).to(dtype)
     return Inputs(base, [update.add_(base).to(dtype) for update in unrounded_updates(problem, device)])
 
 

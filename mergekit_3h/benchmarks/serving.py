@@ -13,7 +13,14 @@ from torch import Tensor
 
 from mergekit_3h.benchmarks.contenders import OURS, Facts, Recipe, Run, prepare
 from mergekit_3h.benchmarks.memory import PeakMemory
-from mergekit_3h.benchmarks.problems import DTYPES, LORA_RANK, MatrixProblem, make_inputs, unrounded_updates
+from mergekit_3h.benchmarks.problems import (
+    DTYPES,
+    LORA_RANK,
+    MatrixProblem,
+    is_told_from_unrounded,
+    make_inputs,
+    unrounded_updates,
+)
 from mergekit_3h.kernels.dense import eigh_in_place
 from mergekit_3h.kernels.jobs import Job, run_jobs
 from mergekit_3h.spectral.literal import relative_error
@@ -58,7 +65,7 @@ class Errors:
     oracle: float | None
     """Against the same merge by full SVDs in float64, where the method has them."""
     unrounded: float | None = None
-    """Against TSVM of the updates before the checkpoints were rounded, for LoRA updates at their own rank."""
+    """Against the same merge of the updates before 16 bits rounded them; of LoRA updates at their own rank."""
 
 
 def _itself(run: Run) -> Run:
@@ -172,12 +179,14 @@ class Served:
         )
 
     def _unrounded_error(self, problem: MatrixProblem, merged: Tensor, facts: Facts) -> float | None:
-        if problem.update != "lora":
+        if not is_told_from_unrounded(problem.update, problem.dtype):
             return None
         updates = [update.to(torch.float64) for update in unrounded_updates(problem, self.device)]
-        rank = min(LORA_RANK, max(1, min(problem.rows, problem.columns) // problem.experts))
-        ranks = [rank] * len(updates)
-        if facts.report is not None:
-            facts = replace(facts, report=replace(facts.report, ranks=ranks))
-        oracle = replace(facts, ranks=ranks).oracle(self.job.recipe, updates)
+        if problem.update == "lora":
+            rank = min(LORA_RANK, max(1, min(problem.rows, problem.columns) // problem.experts))
+            ranks = [rank] * len(updates)
+            if facts.report is not None:
+                facts = replace(facts, report=replace(facts.report, ranks=ranks))
+            facts = replace(facts, ranks=ranks)
+        oracle = facts.oracle(self.job.recipe, updates)
         return None if oracle is None else relative_error(merged, oracle)

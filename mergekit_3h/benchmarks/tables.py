@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mergekit_3h.benchmarks.contenders import FULL_SVD, FUSION_BENCH, OUR_TSVM, OURS
 from mergekit_3h.benchmarks.machine import Machine
+from mergekit_3h.benchmarks.problems import WEIGHT_RMS, is_told_from_unrounded
 from mergekit_3h.benchmarks.results import Comparison, ContenderResult, Spread
 from mergekit_3h.tables import Table
 
@@ -28,7 +29,8 @@ def comparison_lines(comparison: Comparison, *, markdown: bool) -> list[str]:
     lines = [
         *machine_lines(comparison.machine, chosen["threads"]),
         f"{chosen['method']}{options}; n = {chosen['experts']}, {chosen['dtype']} on {chosen['device']}, "
-        f"updates: {chosen['update']}",
+        f"updates: {chosen['update']}"
+        + (f", weights: {chosen['weights']:g}" if chosen["weights"] != WEIGHT_RMS else ""),
         "",
     ]
     for table in (_times(comparison), _accuracy(comparison)):
@@ -70,7 +72,7 @@ def _times(comparison: Comparison) -> Table:
 
 def _accuracy(comparison: Comparison) -> Table:
     contenders = [OURS, *_peers(comparison)]
-    has_unrounded = comparison.settings["update"] == "lora"
+    has_unrounded = is_told_from_unrounded(comparison.settings["update"], comparison.settings["dtype"])
     headers = ["matrix", "ranks"]
     for contender in contenders:
         headers.append(f"error, {TITLES[contender]}")

@@ -37,6 +37,14 @@ _LARGEST_SENSIBLE_N = 1000
     "lora (rank 16, merged into the weights and rounded).",
 )
 @click.option(
+    "--weights",
+    type=click.FloatRange(min=0, min_open=True),
+    default=0.02,
+    show_default=True,
+    help="Root mean square of the base's weights; those of small trained models are near 0.2, and their last digits "
+    "in 16 bits larger than most of an update.",
+)
+@click.option(
     "--peer",
     type=click.Choice(["auto", "fusion-bench", "full-svd", "both", "tsvm", "none"]),
     default="auto",
@@ -146,6 +154,7 @@ def _end_to_end(*, markdown: bool, **given: Any) -> tuple[dict[str, Any], list[s
         experts=given["experts"],
         dtype=given["dtype"] or "bfloat16",
         update=given["update"],
+        weights=given["weights"],
         device=given["device"],
         threads=given["threads"],
         budget=parse_budget(given["budget"]),

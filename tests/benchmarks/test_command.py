@@ -116,6 +116,18 @@ def test_lora_updates_in_bfloat16(tmp_path: Path) -> None:
     assert "off unrounded, mergekit-3h" in printed
 
 
+def test_rounded_full_updates_of_large_weights_are_decomposed_to_the_rounding(tmp_path: Path) -> None:
+    file = tmp_path / "rounded.json"
+    arguments = ("--weights", "0.2", "--dtype", "bfloat16", "--peer", "none", "--threads", "1", "--budget", "60s")
+    printed = bench("--shape", "400x400", *arguments, "--json", str(file)).stdout
+    [measurement] = json.loads(file.read_text())["measurements"]
+    ours = measurement["contenders"]["mergekit-3h"]
+    assert ours["decompositions"] == ["within rounding"]
+    assert "(within rounding)" in printed and "weights: 0.2" in printed
+    assert measurement["gemm_bound"] is None  # the products are not those that are counted
+    assert 1e-6 < ours["error"] < ours["error_unrounded"] / 10
+
+
 def test_one_stream_and_what_does_not_fit(tmp_path: Path) -> None:
     file = tmp_path / "stream.json"
     shapes = ("--shape", "64x64*3", "--shape", "32x64*2", "--peer", "full-svd", "--threads", "1", "--budget", "60s")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import mmap
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,8 @@ def test_inputs_are_checkpoints_of_their_dtype_and_reproducible() -> None:
     assert first.base.dtype == torch.bfloat16 and len(first.experts) == 3
     assert all(torch.equal(a, b) for a, b in zip(first.experts, second.experts, strict=True))
     assert not torch.equal(first.experts[0], first.experts[1])
+    larger = make_inputs(replace(problem, weights=0.2), CPU)
+    assert torch.allclose(larger.base.float(), 10 * first.base.float(), rtol=2**-7)
     for expert, update in zip(first.experts, unrounded_updates(problem, CPU), strict=True):
         # Rounding moves a weight by at most half a unit in the last of bfloat16's eight places.
         assert torch.all((expert.float() - first.base.float() - update).abs() <= expert.float().abs() * 2**-8 + 1e-12)
