@@ -6,16 +6,13 @@ import torch
 
 from mergekit_3h.kernels.krylov import certified_krylov, krylov_spectrum
 from mergekit_3h.kernels.noise_spectra import enough_precision, is_narrow, noise_spectrum
-from mergekit_3h.kernels.ranks import RankRule
+from mergekit_3h.kernels.ranks import SMALLEST_KRYLOV_SIDE, RankRule
 from mergekit_3h.kernels.settings import Settings
 from mergekit_3h.kernels.spectra import Spectrum, exact_spectrum, gram_of, spectrum_of_gram, total_square
 from mergekit_3h.kernels.tasks import TaskMatrices
 
-SMALLEST_KRYLOV_SIDE = 768
-"""Columns from which a Krylov method is tried unasked; a smaller matrix is decomposed in milliseconds."""
-
 SMALLEST_KRYLOV_SIDE_BESIDE_NOISE = 1536
-"""The same where what is exact to the rounding would do: it needs the Gram matrix, which a Krylov method saves."""
+"""The same where what is exact to the rounding would do: that needs the Gram matrix, which a Krylov method saves."""
 
 SMALLEST_NOISY_SIDE = 384
 """Columns from which less than the full decomposition pays for a rounded matrix."""

@@ -14,6 +14,9 @@ from mergekit_3h.kernels.settings import Settings
 from mergekit_3h.kernels.tasks import TaskMatrices
 from mergekit_3h.kernels.workers import run_all
 
+SMALLEST_KRYLOV_SIDE = 768
+"""Columns from which a Krylov method is tried unasked; a smaller matrix is decomposed in milliseconds."""
+
 KRYLOV_SHARE = 8
 """A Krylov subspace stays under this part of the columns; beyond it a full decomposition costs no more."""
 

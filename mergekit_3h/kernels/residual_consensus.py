@@ -21,7 +21,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mergekit_3h.kernels.krylov import krylov_spectrum
+from mergekit_3h.kernels.krylov import certified_krylov
 from mergekit_3h.kernels.noise_floors import NoiseFloor, task_edges
 from mergekit_3h.kernels.ranks import KRYLOV_SHARE, SMALLEST_KRYLOV_SIDE, significant
 from mergekit_3h.kernels.rounding import number_error
@@ -153,7 +153,7 @@ def _heads(tasks: TaskMatrices, head_rank: int, edges: Sequence[float]) -> list[
         def rank(values: Tensor, _: float) -> int:
             return min(head_rank, significant(values, tasks.full_rank), int((values > edges[i]).sum()))
 
-        quick = krylov_spectrum(tasks, i, rank, TOLERANCE, must_certify=True) if is_small else None
+        quick = certified_krylov(tasks, i, rank, TOLERANCE)[0] if is_small else None
         found[i] = quick or exact_spectrum(tasks, i, rank)
 
     run_all(tasks.device, [partial(find, i) for i in range(len(tasks))])
