@@ -6,13 +6,16 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from mergekit_3h.checkpoints.opening import load_model
 from mergekit_3h.errors import ModelError, OptionError, ThreeHError
 from mergekit_3h.suggestions import did_you_mean
+
+if TYPE_CHECKING:
+    from mergekit_3h.methods.adapter_experts import LoraRoute
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,8 @@ class Merger:
     device: str = "cpu"
     trust_remote_code: bool = False
     lora_merge_cache: str | None = None
+    lora: LoraRoute = "auto"
+    """How experts that are adapters on the base are merged by a spectral method."""
 
     def require_known(self, method: str) -> None:
         """Raise, with a suggestion, unless mergekit has such a merge method."""
@@ -42,16 +47,18 @@ class Merger:
         from transformers import set_seed
 
         from mergekit_3h.lint.host_plan import save_tasks
+        from mergekit_3h.methods.adapter_experts import adapters_on_their_base
 
         options = self._options(seed)
-        with _explained("the merge"):
-            parsed = _parsed(config)
+        with explained("the merge"):
+            parsed = parsed_config(config)
             set_seed(seed)
             LoaderCache().setup(options=options)
-            saved = save_tasks(parsed, options)  # which are not executed themselves: they would write
-            wanted: Any = [task.tensor_task for task in saved]
-            executor = Executor(wanted, torch.device(self.device), torch.device("cpu"))
-            made = {task: value for task, value in executor.run(quiet=True) if isinstance(value, Tensor)}
+            with adapters_on_their_base(parsed, self.lora, options):
+                saved = save_tasks(parsed, options)  # which are not executed themselves: they would write
+                wanted: Any = [task.tensor_task for task in saved]
+                executor = Executor(wanted, torch.device(self.device), torch.device("cpu"))
+                made = {task: value for task, value in executor.run(quiet=True) if isinstance(value, Tensor)}
         return {
             task.tensor_name: _in_dtype(made[task.tensor_task], task.dtype)
             for task in saved
@@ -63,7 +70,7 @@ class Merger:
         transformers names or fuses otherwise than their checkpoints do."""
         with tempfile.TemporaryDirectory(prefix="mergekit-3h-") as name:
             self.write(config, Path(name) / "merged", seed)
-            with _explained("the merged model"):
+            with explained("the merged model"):
                 module = load_model(Path(name) / "merged", "auto", "cpu", self.trust_remote_code)
             return {key: value.clone() for key, value in module.state_dict().items()}
 
@@ -71,8 +78,11 @@ class Merger:
         """What ``mergekit-yaml`` does: the merged checkpoint in a folder, with tokenizer and model card."""
         from mergekit.merge import run_merge
 
-        with _explained("the merge"):
-            run_merge(_parsed(config), str(folder), options=self._options(seed), config_source=source)
+        from mergekit_3h.methods.adapter_experts import adapters_on_their_base
+
+        parsed, options = parsed_config(config), self._options(seed)
+        with explained("the merge"), adapters_on_their_base(parsed, self.lora, options):
+            run_merge(parsed, str(folder), options=options, config_source=source)
 
     def _options(self, seed: int | None) -> Any:
         from mergekit.options import MergeOptions
@@ -93,7 +103,7 @@ def _in_dtype(tensor: Tensor, name: str | None) -> Tensor:
     return tensor if name is None else tensor.to(dtype_from_name(name))
 
 
-def _parsed(config: Mapping[str, Any]) -> Any:
+def parsed_config(config: Mapping[str, Any]) -> Any:
     from mergekit.config import MergeConfiguration
     from pydantic import ValidationError
 
@@ -105,7 +115,7 @@ def _parsed(config: Mapping[str, Any]) -> Any:
         raise OptionError(f"mergekit does not accept {place}: {first['msg']}") from None
 
 
-class _explained:  # noqa: N801 - reads as a sentence: with _explained(...)
+class explained:  # noqa: N801 - reads as a sentence: with explained(...)
     """mergekit raises what it likes; here it becomes one error of this package."""
 
     def __init__(self, what: str) -> None:

@@ -23,6 +23,7 @@ from mergekit.merge_methods.base import (
 from mergekit_3h.diagnostics.record import watcher
 from mergekit_3h.kernels.memory import return_large_blocks_when_freed
 from mergekit_3h.kernels.workers import blas_threads
+from mergekit_3h.methods.adapter_experts import current_experts
 from mergekit_3h.methods.groups import begin_ahead
 from mergekit_3h.methods.host_errors import HostError, shown_by_mergekit
 from mergekit_3h.methods.parameters import parameter_specs
@@ -80,6 +81,9 @@ class SpectralMergeMethod(GroupMergeMethod):
         assert base is not None  # the contract requires one
         with shown_by_mergekit():
             method = self._with_options(parameters)
+            experts = current_experts()
+            if experts is not None:
+                return experts.merge(group, method, {str(entry.id): weight[entry.id] for entry in group.non_base})
             return merge_tensor(
                 group.metadata.name or "unnamed",
                 base.tensor,
