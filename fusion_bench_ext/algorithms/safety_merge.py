@@ -19,7 +19,7 @@ from fusion_bench_ext.algorithms.streaming import StreamingAlgorithm
 from fusion_bench_ext.errors import shown_by_hydra
 from fusion_bench_ext.hydra_values import plain_value
 from fusion_bench_ext.models import OpenModel
-from fusion_bench_ext.pools import BASE_NAME, open_model
+from fusion_bench_ext.pools import BASE_NAME, PoolModels
 from fusion_bench_ext.safety_host import PoolFixedMerge, PoolHost
 from mergekit_3h.errors import ModelError, OptionError
 from mergekit_3h.options import require_known
@@ -158,4 +158,5 @@ def _opened_from_config(pool_config: dict[str, Any], config: dict[str, Any]) -> 
     algorithm = SafetyMerge(**{key: value for key, value in config.items() if not key.startswith("_")})
     names = [algorithm.base_name(pool), *algorithm.expert_names(pool)]
     algorithm.check_pool(names[0], names[1:])
-    return algorithm.host([open_model(pool, name) for name in names], torch.device("cpu"))
+    models = PoolModels(pool)
+    return algorithm.host([models.open(name) for name in names], torch.device("cpu"))

@@ -7,22 +7,25 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, ClassVar, get_args
 
 from fusion_bench.modelpool.base_pool import BaseModelPool
 from torch import Tensor
 
+from fusion_bench_ext.adapters import AdaptedModel
 from fusion_bench_ext.algorithms.streaming import StreamingAlgorithm
 from fusion_bench_ext.errors import shown_by_hydra
 from fusion_bench_ext.hydra_values import plain_value
-from fusion_bench_ext.models import TensorFacts
+from fusion_bench_ext.models import OpenModel, TensorFacts
 from fusion_bench_ext.pools import BASE_NAME
 from mergekit_3h.diagnostics.record import watcher
 from mergekit_3h.errors import ModelError, OptionError
 from mergekit_3h.kernels.workers import blas_threads
 from mergekit_3h.options import checked, require_known
 from mergekit_3h.spectral import registry
+from mergekit_3h.spectral.low_rank import LowRankUpdates, Route, merge_low_rank, require_route
 from mergekit_3h.spectral.method import ExpertOptions, RunningOptions, SpectralMethod
 from mergekit_3h.spectral.rounding_log import RoundingLog
 from mergekit_3h.spectral.tensors import matrix_bytes, merge_tensor
@@ -34,7 +37,9 @@ class SpectralAlgorithm(StreamingAlgorithm):
 
     ``weight`` is a number for all experts, a list in the pool's order, or a mapping from model names, where those not
     named have the default. ``lambda`` is a keyword of Python: as an attribute it is ``lambda_``, and in a call it is
-    given as ``**{"lambda": 0.5}``. Tensors are merged side by side, one BLAS thread each, within ``memory_gb``.
+    given as ``**{"lambda": 0.5}``. ``lora`` says how experts that are all LoRA adapters are merged: in their core space
+    where the method has one (auto), there or not at all (core), or multiplied out (dense). Tensors are merged side by
+    side, one BLAS thread each, within ``memory_gb``.
     """
 
     method: ClassVar[type[SpectralMethod]]
@@ -42,7 +47,7 @@ class SpectralAlgorithm(StreamingAlgorithm):
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         keys = {attribute: field.alias or attribute for attribute, field in cls.method.model_fields.items()}
-        own = {"weight": "weight", "memory_gb": "memory_gb"}
+        own = {name: name for name in ("weight", "lora", "memory_gb")}
         cls._config_mapping = StreamingAlgorithm._config_mapping | keys | own
         cls.title = cls.method.title
 
@@ -50,6 +55,7 @@ class SpectralAlgorithm(StreamingAlgorithm):
         self,
         *,
         weight: float | Sequence[float] | Mapping[str, float] = 1.0,
+        lora: Route = "auto",
         memory_gb: float | None = None,
         model_save_path: str | None = None,
         **options: Any,
@@ -59,12 +65,16 @@ class SpectralAlgorithm(StreamingAlgorithm):
         with shown_by_hydra():
             for name in options:
                 require_known(
-                    self.method.name, name, [*registry.option_names(self.method.name), "memory_gb", "model_save_path"]
+                    self.method.name,
+                    name,
+                    [*registry.option_names(self.method.name), "lora", "memory_gb", "model_save_path"],
                 )
             parsed = registry.parse_options(self.method.name, options)
             self.weight = plain_value(weight)
             _require_weights(self.weight)
             self.memory_gb = checked(RunningOptions, "memory_gb", memory_gb)
+            _require_route(lora)
+        self.lora: Route = lora
         for attribute in self.method.model_fields:
             setattr(self, attribute, getattr(parsed, attribute))
 
@@ -86,6 +96,7 @@ class SpectralAlgorithm(StreamingAlgorithm):
 
     def check_pool(self, base: str | None, experts: Sequence[str]) -> None:
         self.memory_gb = checked(RunningOptions, "memory_gb", self.memory_gb)
+        require_route(self.options, self.lora)
         blas_threads()  # raises if the environment asks for what is no number
         self._used_options, self._used_weights = self.options, expert_weights(self.weight, experts)
         self._rounding = RoundingLog()
@@ -95,6 +106,31 @@ class SpectralAlgorithm(StreamingAlgorithm):
         if len(facts.shape) < 2:
             return result
         return result + matrix_bytes(facts.shape, facts.dtype, experts, self._used_options)
+
+    def begin(self, name: str, base: OpenModel | None, experts: Sequence[OpenModel]) -> Callable[[], Tensor]:
+        adapted = [expert for expert in experts if isinstance(expert, AdaptedModel)]
+        if base is None or len(adapted) < len(experts):
+            if self.lora != "auto":
+                raise OptionError(
+                    f"option 'lora': got {self.lora!r}, but not all experts of the pool are LoRA adapters"
+                )
+            return super().begin(name, base, experts)
+        tensor = base.load(name)
+        if not any(name in expert.changes for expert in adapted):
+            return lambda: tensor.cpu().clone()
+        updates = {expert.label: expert.update(name, tensor) for expert in adapted}
+        weights = {expert.label: self._used_weights[expert.name] for expert in adapted}
+        return partial(self._merge_updates, tensor, LowRankUpdates(name, updates, weights), base.name)
+
+    def _merge_updates(self, base: Tensor, given: LowRankUpdates, base_name: str) -> Tensor:
+        return merge_low_rank(
+            base.to(self.fabric.device),
+            given,
+            self._used_options,
+            route=self.lora,
+            base_label=f"the base model {base_name!r}",
+            watch=watcher(self._used_options, list(self._used_weights)),
+        ).cpu()
 
     def merge(self, name: str, base: tuple[str, Tensor] | None, experts: Mapping[str, Tensor]) -> Tensor:
         assert base is not None
@@ -132,6 +168,12 @@ def _require_weights(weight: Any) -> None:
     many = isinstance(weight, Mapping | list | tuple)
     for value in (list(weight.values()) if isinstance(weight, Mapping) else weight) if many else [weight]:
         _number(value)
+
+
+def _require_route(lora: Any) -> None:
+    routes = get_args(Route)
+    if lora not in routes:
+        raise OptionError(f"option 'lora': got {lora!r}; expected one of {', '.join(routes)}")
 
 
 def _number(value: Any) -> float:

@@ -21,7 +21,7 @@ from fusion_bench_ext.agreement import names_to_merge
 from fusion_bench_ext.assembly import build_module
 from fusion_bench_ext.errors import shown_by_hydra
 from fusion_bench_ext.models import OpenModel, TensorFacts
-from fusion_bench_ext.pools import open_model
+from fusion_bench_ext.pools import PoolModels
 from fusion_bench_ext.saving import Destination
 from mergekit_3h.errors import ModelError, TensorError
 from mergekit_3h.kernels.jobs import Job, run_jobs
@@ -87,8 +87,9 @@ class StreamingAlgorithm(BaseAlgorithm, LightningFabricMixin):
             self.check_pool(base_name, expert_names)
             return_large_blocks_when_freed()
             destination = self._destination(modelpool)
-            experts = [open_model(modelpool, name) for name in expert_names]
-            base = open_model(modelpool, base_name) if base_name is not None else None
+            models = PoolModels(modelpool)
+            experts = [models.open(name) for name in expert_names]
+            base = models.open(base_name) if base_name is not None else None
             merged = self._merge_all(base, experts)
             if destination is not None:
                 destination.save(merged, self.config, f"Merged by {self.title}.")
@@ -118,11 +119,10 @@ class StreamingAlgorithm(BaseAlgorithm, LightningFabricMixin):
         with tqdm(total=len(names), desc=self.title, unit="tensor", disable=silent) as progress:
 
             def begin(name: str) -> Callable[[], None]:
-                models = [*experts, base] if base else list(experts)
-                loaded = {model.name: model.load(name) for model in models}
+                work = self.begin(name, base, experts)
 
                 def finish() -> None:
-                    tensor = self._merge_one(name, loaded, reference, base)
+                    tensor = work()
                     with lock:
                         merged[name] = tensor
                         progress.update()
@@ -141,6 +141,13 @@ class StreamingAlgorithm(BaseAlgorithm, LightningFabricMixin):
     def _bytes_needed(self, facts: TensorFacts, experts: int) -> int | None:
         own = self.bytes_to_merge(facts, experts)
         return None if own is None else own + (experts + 1) * math.prod(facts.shape) * facts.dtype.itemsize
+
+    def begin(self, name: str, base: OpenModel | None, experts: Sequence[OpenModel]) -> Callable[[], Tensor]:
+        """Load the tensor ``name`` of all models, in the caller's thread, and return the work to be done on it."""
+        models = [*experts, base] if base else list(experts)
+        return partial(
+            self._merge_one, name, {model.name: model.load(name) for model in models}, base or experts[0], base
+        )
 
     def _merge_one(
         self, name: str, loaded: Mapping[str, Tensor], reference: OpenModel, base: OpenModel | None

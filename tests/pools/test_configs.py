@@ -45,7 +45,7 @@ def test_keys_and_defaults_are_those_of_the_options(name):
     declared = {field.alias or key: field.default for key, field in registry.method(name).model_fields.items()}
     declared |= {key: field.default for key, field in ExpertOptions.model_fields.items()}
     assert {key: value for key, value in method.items() if key in declared} == declared
-    assert set(method) - set(declared) == {"_target_", "memory_gb", "model_save_path"}
+    assert set(method) - set(declared) == {"_target_", "lora", "memory_gb", "model_save_path"}
     algorithm = ALGORITHMS[name](**{key: value for key, value in method.items() if key != "_target_"})
     assert algorithm.options == registry.method(name)()
     # What the algorithm writes, say into a model card, reads back as the same config.
