@@ -163,8 +163,8 @@ def test_lora_experts(llama, tmp_path: Path):
     }
     expected = merged({**loader, "pretrained_model_name_or_path": str(whole)})
     assert differing(merged({**lora, "is_trainable": False, "merge_and_unload": True}), expected) == []
-    with pytest.raises(ModelError, match="model 'raw' is a PeftModelForCausalLM"):
-        merged(lora, "raw")
+    as_an_adapter = merged(lora)  # its update is not rounded to the weights first
+    assert all(torch.allclose(as_an_adapter[name], tensor, atol=1e-7) for name, tensor in expected.items())
 
 
 def test_torch_dtype_of_the_pool(llama):
