@@ -97,6 +97,10 @@ class PlacedAdapter:
         self._require_base(name, base)
         return self.adapter.update(name, is_transposed=place.is_transposed)
 
+    def rank(self, parameter: str) -> int:
+        """Of the adapter's update of a parameter."""
+        return self.adapter.modules[self.places[parameter][0]].rank if parameter in self.places else 0
+
     def _require_base(self, name: str, base: Tensor) -> None:
         """Raise if the adapter brings another weight of the base than the base has."""
         copy = self.adapter.base_copy(name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +79,8 @@ class Adapter:
     ) -> None:
         self.label = label
         self.config = dict(config)
-        self._read = read
+        self._file = read
+        self._reading = threading.Lock()
         _require_plain(label, config)
         self.modules = _modules(label, config, shapes)
 
@@ -86,6 +88,10 @@ class Adapter:
     def base_name(self) -> str:
         """What it says it was trained on; may be empty."""
         return str(self.config.get("base_model_name_or_path") or "")
+
+    def _read(self, name: str) -> Tensor:
+        with self._reading:  # hosts merge several tensors at once
+            return self._file(name)
 
     def base_copy(self, module: str) -> Tensor | None:
         """The base's weight as the adapter brings it; few do."""

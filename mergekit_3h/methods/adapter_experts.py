@@ -27,7 +27,7 @@ from mergekit_3h.diagnostics.record import watcher
 from mergekit_3h.errors import ModelError, OptionError, TensorError, ThreeHError
 from mergekit_3h.lint.host_plan import save_tasks
 from mergekit_3h.spectral import registry
-from mergekit_3h.spectral.low_rank import LowRankUpdates, Route, merge_low_rank, require_route
+from mergekit_3h.spectral.low_rank import LowRankUpdates, Route, bytes_to_merge_low_rank, merge_low_rank, require_route
 from mergekit_3h.spectral.method import SpectralMethod
 
 log = logging.getLogger(__name__)
@@ -100,6 +100,15 @@ class AdapterExperts:
             base_label=f"the base model {base.id}",
             watch=watcher(method, list(updates)),
         )
+
+    def bytes_to_merge(self, name: str, base: torch.Tensor, method: SpectralMethod) -> int:
+        """What ``merge`` takes of memory, the base included."""
+        parameter = self.parameter(name)
+        if parameter not in self.adapted:
+            return 2 * base.nbytes
+        ranks = [adapter.rank(parameter) for adapter in self.adapters.values()]
+        rows, columns = base.shape
+        return base.nbytes + bytes_to_merge_low_rank((rows, columns), base.itemsize, ranks, method, self.route)
 
     def _of(self, model: Any) -> PlacedAdapter:
         return self.adapters[model]

@@ -97,8 +97,12 @@ class SpectralMergeMethod(GroupMergeMethod):
 
     def bytes_to_merge(self, name: str, tensors: Sequence[torch.Tensor], parameters: Mapping[str, Any]) -> int:
         """What merging a tensor takes of memory, the tensors themselves and their promoted copies included."""
+        experts = current_experts()
         with shown_by_mergekit():
-            own = bytes_to_merge(name, tensors, self._with_options(parameters))
+            method = self._with_options(parameters)
+            if experts is not None:
+                return experts.bytes_to_merge(name, tensors[0], method)
+            own = bytes_to_merge(name, tensors, method)
         dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
         copied = sum(tensor.numel() * dtype.itemsize for tensor in tensors if tensor.dtype != dtype)
         return own + copied + sum(tensor.nbytes for tensor in tensors)

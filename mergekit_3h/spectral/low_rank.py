@@ -18,6 +18,7 @@ from torch import Tensor
 from mergekit_3h.errors import OptionError, TensorError
 from mergekit_3h.kernels.core_space import LowRank, is_smaller, merged_in_core_space, weighted_low_rank_sum
 from mergekit_3h.kernels.devices import computing_device
+from mergekit_3h.kernels.memory import MOST_PASSING_BYTES
 from mergekit_3h.kernels.tasks import TaskMatrices
 from mergekit_3h.kernels.whole_tensors import is_finite
 from mergekit_3h.kernels.workers import run_all, spans
@@ -116,6 +117,18 @@ def merged_update(
     for level, remark in method.remarks(reports[0]):
         log.log(level, "%s: %s", given.name, remark)
     return update, reports[0]
+
+
+def bytes_to_merge_low_rank(
+    shape: tuple[int, int], itemsize: int, ranks: Sequence[int], method: SpectralMethod, route: Route
+) -> int:
+    """What merging updates of these ranks takes at most beyond the base, the result included; from shapes alone."""
+    rows, columns, whole = *shape, sum(ranks)
+    result = rows * columns * itemsize + MOST_PASSING_BYTES
+    if route != "dense" and method.is_equivariant and whole < min(shape):
+        # The factors in float64, side by side, their bases, and what the method takes of the cores.
+        return result + 8 * 4 * whole * (rows + columns) + method.working_bytes(whole, whole, len(ranks), 8)
+    return result + 4 * len(ranks) * rows * columns + method.working_bytes(rows, columns, len(ranks), 4)
 
 
 def dense_tasks(updates: Sequence[LowRank]) -> TaskMatrices:
