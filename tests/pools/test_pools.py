@@ -13,7 +13,6 @@ from torch import nn
 from transformers import AutoTokenizer
 
 from fusion_bench_ext.algorithms import TSVM, MergeKitAlgorithm, StreamingAlgorithm
-from mergekit_3h.errors import ModelError
 from mergekit_3h.spectral.registry import parse_options
 from mergekit_3h.spectral.tensors import merge_tensor
 
