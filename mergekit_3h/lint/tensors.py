@@ -13,7 +13,7 @@ from mergekit_3h.lint.models import NamedModel
 from mergekit_3h.lint.places import Place, parameter_places
 from mergekit_3h.lint.planned import PlannedInput, PlannedTensor, source_tensors
 from mergekit_3h.spectral import registry
-from mergekit_3h.spectral.tensors import is_excluded
+from mergekit_3h.spectral.name_patterns import PRESETS, is_kept, listed, matches
 from mergekit_3h.suggestions import did_you_mean
 
 
@@ -83,7 +83,7 @@ def filter_findings(config: Any, plan: list[PlannedTensor]) -> list[Finding]:
     if not names:
         return []
     parts = sorted({part for name in names for part in name.split(".") if not part.isdigit()})
-    return [*_dead_exclusions(config, names, parts)] + [
+    return [*_dead_patterns(config, names, parts)] + [
         Finding(
             "warning",
             "dead-filter",
@@ -97,27 +97,35 @@ def filter_findings(config: Any, plan: list[PlannedTensor]) -> list[Finding]:
     ]
 
 
-def _dead_exclusions(config: Any, names: set[str], parts: list[str]) -> Iterator[Finding]:
-    """Patterns of our own option ``exclude``, which follow its rules and not those of filters."""
+def _dead_patterns(config: Any, names: set[str], parts: list[str]) -> Iterator[Finding]:
+    """Patterns of our own options ``exclude`` and ``keep_base``, which follow their rules and not those of filters."""
     if config.merge_method not in registry.names():
         return
     for place in parameter_places(config):
-        for pattern in _exclusions(place.parameters.get("exclude")):
-            if not any(is_excluded(name, pattern) for name in names):
-                whole = "a pattern with * or ? must match the whole tensor name"
-                advice = whole if set(pattern) & set("*?") else did_you_mean(pattern, parts, "")
-                message = f"the pattern {pattern!r} of exclude matches none of the tensors"
-                yield Finding("warning", "dead-filter", message, where=f"{place.where}.exclude", advice=advice)
+        for option, hits, presets in (("exclude", matches, ()), ("keep_base", is_kept, PRESETS)):
+            for pattern in _patterns(place.parameters.get(option)):
+                if not any(hits(name, pattern) for name in names):
+                    yield _dead_pattern(pattern, f"{place.where}.{option}", option, [*parts, *presets])
 
 
-def _exclusions(setting: Any) -> Iterator[str]:
+def _dead_pattern(pattern: str, where: str, option: str, known: list[str]) -> Finding:
+    whole = "a pattern with * or ? must match the whole tensor name"
+    if option == "keep_base" and pattern in PRESETS:
+        advice = f"it stands for {', '.join(PRESETS[pattern])}; name the tensors themselves"
+    else:
+        advice = whole if set(pattern) & set("*?") else did_you_mean(pattern, known, "")
+    message = f"the pattern {pattern!r} of {option} matches none of the tensors"
+    return Finding("warning", "dead-filter", message, where=where, advice=advice)
+
+
+def _patterns(setting: Any) -> Iterator[str]:
     if isinstance(setting, str):
-        yield from (pattern.strip() for pattern in setting.split(",") if pattern.strip())
+        yield from listed(setting)
     elif isinstance(setting, list):
         for entry in setting:
-            yield from _exclusions(entry)
+            yield from _patterns(entry)
     elif hasattr(setting, "value"):
-        yield from _exclusions(setting.value)
+        yield from _patterns(setting.value)
 
 
 def _filters(config: Any) -> Iterator[tuple[Place, str, str]]:

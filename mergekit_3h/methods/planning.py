@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _FRAMES_UP_TO_THE_PLANNER = 8
 _CONFIGS = ("MergeConfiguration", "RawPyTorchMergeConfig")
-_LISTED_PATTERNS = ("list-of-strings", "parameters.exclude")
+_LISTED_PATTERNS = [("list-of-strings", f"parameters.{option}") for option in ("exclude", "keep_base")]
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +123,7 @@ def _misfits(config: Any, plan: list[PlannedTensor], models: list[NamedModel], r
 
 def _refuse(error: type[Exception], spec: MergeMethodSpec, findings: list[Finding]) -> None:
     # A list of patterns would give each layer one of them, which nobody means; a list of choices may be meant.
-    found = [str(f) for f in findings if f.severity == "error" or (f.rule, f.where) == _LISTED_PATTERNS]
+    found = [str(f) for f in findings if f.severity == "error" or (f.rule, f.where) in _LISTED_PATTERNS]
     if found:
         listed = found[0] if len(found) == 1 else "".join(f"\n  - {message}" for message in found)
         raise error(f"{spec.name} cannot run this merge: {listed}")

@@ -23,7 +23,7 @@ from mergekit_3h.search.components import (
 )
 from mergekit_3h.search.options import SearchOptions
 from mergekit_3h.spectral.method import SpectralMethod
-from mergekit_3h.spectral.tensors import ExpertShare, merges_as_matrices, tensor_components
+from mergekit_3h.spectral.tensors import ExpertShare, averaged_factor, merges_as_matrices, tensor_components
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def _decorrelated(
     An expert with coefficient 0 still takes part in the decorrelation, as it does in a merge with weight 0.
     """
     if not merges_as_matrices(name, base, method):
-        return differences(base, list(experts.values()), method.lambda_ / len(experts))
+        return differences(base, list(experts.values()), averaged_factor(name, method) / len(experts))
     there = {label: tensor.to(device) for label, tensor in experts.items()}
     shares = tensor_components(name, base.to(device), there, method, held_at=held_at)
     return LinearFamily(base, tuple(_kept(share, base) for share in shares.values()))

@@ -22,7 +22,8 @@ from mergekit_3h.kernels.memory import MOST_PASSING_BYTES
 from mergekit_3h.kernels.tasks import TaskMatrices
 from mergekit_3h.kernels.whole_tensors import is_finite
 from mergekit_3h.kernels.workers import run_all, spans
-from mergekit_3h.spectral.tensors import MergedTensor, Watcher, is_excluded, require_mergeable
+from mergekit_3h.spectral.name_patterns import is_kept, matches
+from mergekit_3h.spectral.tensors import MergedTensor, Watcher, require_mergeable
 
 if TYPE_CHECKING:
     from mergekit_3h.spectral.method import SpectralMethod
@@ -80,7 +81,7 @@ def merge_low_rank(
     shape = next(iter(given.updates.values())).shape
     if tuple(base.shape) != shape:
         raise TensorError(f"tensor {given.name!r} is {tuple(base.shape)} in {base_label}, its updates are {shape}")
-    if not any(update.rank for update in given.updates.values()):
+    if is_kept(given.name, method.keep_base) or not any(update.rank for update in given.updates.values()):
         return base.clone()
     began = time.perf_counter()
     update, report = merged_update(given, method, route, computing_device(base.device))
@@ -102,7 +103,7 @@ def merged_update(
     require_route(method, route)
     given.require_mergeable()
     updates, factors = [update.to(device) for update in given.updates.values()], given.factors
-    if is_excluded(given.name, method.exclude):
+    if matches(given.name, method.exclude):
         return weighted_low_rank_sum(updates, [factor / len(factors) for factor in factors]), None
     reports: list[Any] = []
 

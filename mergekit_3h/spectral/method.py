@@ -73,6 +73,12 @@ class SpectralMethod(BaseModel, ABC):
         description="Tensors merged by the plain weighted mean of their updates instead: comma-separated patterns; one "
         "with * or ? must match the whole tensor name, any other is looked for inside it.",
     )
+    keep_base: str = Field(
+        "",
+        description="Tensors that stay as the base has them: patterns like those of exclude, or presets. vlm: vision "
+        "tower, projector, embeddings, head and norms of a vision-language model, so that the language tower is "
+        "merged. router: the gates of a mixture that choose experts.",
+    )
     record: str = Field(
         "",
         description="Folder in which the merge leaves a line of JSON for each tensor: ranks, weights, what is left of "

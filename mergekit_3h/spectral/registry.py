@@ -25,7 +25,17 @@ GROUP = "mergekit_3h.spectral"
 """Entry points of this group name classes that derive from ``SpectralMethod``, each under its method's name."""
 
 PACKAGE = "mergekit-3h"
-_NO_METHODS = ("__init__", "combining", "literal", "low_rank", "method", "registry", "rounding_log", "tensors")
+_NO_METHODS = (
+    "__init__",
+    "combining",
+    "literal",
+    "low_rank",
+    "method",
+    "name_patterns",
+    "registry",
+    "rounding_log",
+    "tensors",
+)
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import partial, reduce
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from mergekit_3h.kernels.devices import computing_device
 from mergekit_3h.kernels.jobs import Job, run_jobs
 from mergekit_3h.kernels.tasks import TaskMatrices
 from mergekit_3h.kernels.whole_tensors import is_finite, mean_share, mean_update
+from mergekit_3h.spectral.name_patterns import is_kept, matches
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,9 +50,9 @@ def merge_tensor(
     """Merge the tensor ``name`` of the base and of each expert; ``experts`` are keyed by the labels that errors use.
 
     Matrices, and the matrices of a three-dimensional tensor one by one, take the method's way; everything else, and
-    what ``exclude`` names, gets the weighted mean of the updates. The result has the promoted dtype of the inputs and
-    is rounded once, after the base was added. ``watch`` is called with every merged tensor, or matrix of one;
-    ``rounding`` is told what rounding had done to the experts.
+    what ``exclude`` names, gets the weighted mean of the updates; what ``keep_base`` names stays the base's. The result
+    has the promoted dtype of the inputs and is rounded once, after the base was added. ``watch`` is called with every
+    merged tensor, or matrix of one; ``rounding`` is told what rounding had done to the experts.
     """
     require_mergeable(name, {base_label: base, **experts})
     tensors, factors = list(experts.values()), [weights[label] for label in experts]
@@ -62,6 +62,8 @@ def merge_tensor(
     step = MergingStep(
         method, factors, dtype, watch, None if rounding is None else partial(rounding.add, list(experts))
     )
+    if is_kept(name, method.keep_base):
+        return step.keep(name, base, tensors)
     if not merges_as_matrices(name, base, method):
         return step.merge(name, base, tensors, is_matrix=False)
     if base.ndim == 2:
@@ -145,6 +147,14 @@ class MergingStep:
             self.watch(MergedTensor(name, base, experts, self.factors, exact, result, report, seconds))
         return result
 
+    def keep(self, name: str, base: Tensor, experts: list[Tensor]) -> Tensor:
+        """The base itself."""
+        result = base.to(self.dtype, copy=True)
+        if self.watch is not None:
+            exact = base.to(torch.promote_types(torch.float32, self.dtype))
+            self.watch(MergedTensor(name, base, experts, self.factors, exact, result, None, 0.0))
+        return result
+
     def _update(self, name: str, base: Tensor, experts: list[Tensor]) -> tuple[Tensor, Any]:
         device = computing_device(base.device)
         tasks = TaskMatrices([expert.to(device) for expert in experts], base.to(device))
@@ -191,7 +201,8 @@ def tensor_components(
     require_mergeable(name, {base_label: base, **experts})
     tensors = list(experts.values())
     if base.numel() == 0 or not merges_as_matrices(name, base, method):
-        shares = [ExpertShare([], whole=method.lambda_ * mean_share(tensor, base, len(tensors))) for tensor in tensors]
+        factor = averaged_factor(name, method)
+        shares = [ExpertShare([], whole=factor * mean_share(tensor, base, len(tensors))) for tensor in tensors]
         return dict(zip(experts, shares, strict=True))
     matrices = zip(base, *tensors, strict=True) if base.ndim == 3 else [(base, *tensors)]
     tasks = [TaskMatrices(layer, layer_base) for layer_base, *layer in matrices]
@@ -203,17 +214,14 @@ def tensor_components(
 
 
 def merges_as_matrices(name: str, tensor: Tensor, method: SpectralMethod) -> bool:
-    """Whether ``name`` takes the singular-vector way, by its shape and the option ``exclude``."""
+    """Whether ``name`` takes the singular-vector way, by its shape and the options ``exclude`` and ``keep_base``."""
     fused = tensor.ndim == 3 and min(tensor.shape[1:]) >= SMALLEST_FUSED_SIDE
-    return (tensor.ndim == 2 or fused) and not is_excluded(name, method.exclude)
+    return (tensor.ndim == 2 or fused) and not (matches(name, method.exclude) or is_kept(name, method.keep_base))
 
 
-def is_excluded(name: str, exclude: str) -> bool:
-    """Whether a comma-separated pattern of ``exclude`` fits: whole-name with wildcards, else anywhere in the name."""
-    patterns = [pattern.strip() for pattern in exclude.split(",") if pattern.strip()]
-    return any(
-        fnmatchcase(name, pattern) if "*" in pattern or "?" in pattern else pattern in name for pattern in patterns
-    )
+def averaged_factor(name: str, method: SpectralMethod) -> float:
+    """On the mean of the updates of a tensor that is not merged as matrices."""
+    return 0.0 if is_kept(name, method.keep_base) else method.lambda_
 
 
 def require_mergeable(name: str, tensors: Mapping[str, Tensor]) -> None:

@@ -259,6 +259,15 @@ def test_exclusion_that_matches_nothing(llamas: Workshop) -> None:
     assert "'embed_tokens'" in advice["embed_tokns"] and "whole tensor name" in advice["*.norm"]
 
 
+def test_patterns_of_keep_base_that_match_nothing(llamas: Workshop) -> None:
+    findings = llamas.lint(llamas.config("tsvm", parameters={"keep_base": "vlm, router, ruoter, lm_haed"}))
+    assert all((f.rule, f.where) == ("dead-filter", "parameters.keep_base") for f in findings)
+    advice = {finding.message.split("'")[1]: finding.advice for finding in findings}
+    assert set(advice) == {"router", "ruoter", "lm_haed"}  # a llama has the norms of vlm
+    assert advice["router"].startswith("it stands for *.gate.*") and "'router'" in advice["ruoter"]
+    assert "'lm_head'" in advice["lm_haed"]
+
+
 def test_excluded_tensors_cost_no_decomposition(llamas: Workshop) -> None:
     models = named_models(read_documents(_yaml(llamas.config("tsvm")))[0].config)
     names = []

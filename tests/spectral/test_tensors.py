@@ -9,8 +9,9 @@ import torch
 from kernels.oracle import merge_truncated, relative
 
 from mergekit_3h.errors import TensorError
+from mergekit_3h.spectral.name_patterns import matches
 from mergekit_3h.spectral.registry import parse_options
-from mergekit_3h.spectral.tensors import MOST_EXTRA, is_excluded, matrix_bytes, merge_tensor, tensor_components
+from mergekit_3h.spectral.tensors import MOST_EXTRA, matrix_bytes, merge_tensor, tensor_components
 
 
 def merged(
@@ -78,7 +79,7 @@ def test_excluded_tensors_are_averaged() -> None:
     ],
 )
 def test_exclude_patterns(pattern: str, hit: bool) -> None:
-    assert is_excluded("model.embed_tokens.weight", pattern) is hit
+    assert matches("model.embed_tokens.weight", pattern) is hit
 
 
 def test_lambda_scales_the_update_of_every_kind_of_tensor() -> None:
