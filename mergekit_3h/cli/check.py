@@ -75,10 +75,22 @@ def _estimate_text(estimate: Estimate) -> str:
     return (
         f"Estimate, not a promise: {_bytes(estimate.output_bytes)} written "
         f"({estimate.parameters:,} parameters in {estimate.tensors:,} tensors), {_bytes(estimate.read_bytes)} read, "
-        f"peak memory {_bytes(estimate.peak_bytes)} of its own (and up to {_bytes(estimate.mapped_bytes)} of mapped "
-        f"weight files, which the system drops when it needs the space), {_duration(estimate.seconds)} on "
+        f"peak memory {_bytes(estimate.peak_bytes)} of its own ({_parts(estimate)}; and up to "
+        f"{_bytes(estimate.mapped_bytes)} of mapped weight files, which the system drops when it needs the space), "
+        f"{_duration(estimate.seconds)} on "
         f"{estimate.device} ({_duration(estimate.compute_seconds)} of it computing); {estimate.basis}."
     )
+
+
+def _parts(estimate: Estimate) -> str:
+    """What the peak is made of, and what lowers it."""
+    group, collected = estimate.at_once, _bytes(estimate.collected_bytes)
+    merged = (
+        f"{_bytes(group.own)} for {f'{group.tensors} tensors' if group.tensors != 1 else 'the tensor'} merged at once"
+    )
+    if group.allowed is not None:
+        merged += f" within {_bytes(group.allowed)}, which memory_gb lowers"
+    return f"{merged}; {collected} for output before it is written, which --out-shard-size lowers"
 
 
 def _search_text(search: SearchEstimate) -> str:

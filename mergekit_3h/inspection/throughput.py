@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 _READ_SAMPLE = 64 << 20
 _WRITE_SAMPLE = 16 << 20
-_EIGH_SIZE = 256
-_GEMM_SIZE = 512
+_MATRIX_SIDE = 512
 _TOKENS, _LAYER_WIDTH = 512, 1024
 _SECONDS_PER_SAMPLE = 0.25
 
 
 @dataclass(frozen=True)
 class Throughput:
-    """Bytes per second for files and element-wise work; ``eigh_unit`` times n^3 is a float64 eigh of size n."""
+    """Bytes per second for files and element-wise work; ``eigh_unit`` times n^3 is a float64 eigh of size n,
+    on one thread."""
 
     read: float
     write: float
@@ -35,17 +35,27 @@ def measure_throughput(sample: Path | None, device: str = "cpu") -> Throughput:
     """``sample`` is a file to read from; the operating system may have it in memory already."""
     import torch
 
-    matrix = torch.randn(_GEMM_SIZE, _GEMM_SIZE, dtype=torch.float64, device=device)
-    symmetric = matrix[:_EIGH_SIZE, :_EIGH_SIZE]
-    symmetric = symmetric @ symmetric.T
+    matrix = torch.randn(_MATRIX_SIDE, _MATRIX_SIDE, dtype=torch.float64, device=device)
+    symmetric = matrix @ matrix.T
     long = torch.randn(1 << 22, device=device)
     return Throughput(
         read=_read_rate(sample),
         write=_write_rate(),
         elementwise=long.nbytes / _seconds(lambda: long * 2.0, device),
-        gemm_flops=2 * _GEMM_SIZE**3 / _seconds(lambda: matrix @ matrix, device),
-        eigh_unit=_seconds(lambda: torch.linalg.eigh(symmetric), device) / _EIGH_SIZE**3,
+        gemm_flops=2 * _MATRIX_SIDE**3 / _seconds(lambda: matrix @ matrix, device),
+        eigh_unit=_on_one_thread(lambda: _seconds(lambda: torch.linalg.eigh(symmetric), device)) / _MATRIX_SIDE**3,
     )
+
+
+def _on_one_thread(work: Callable[[], float]) -> float:
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return work()
+    finally:
+        torch.set_num_threads(threads)
 
 
 def product_rate(dtype: torch.dtype, device: str) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 
 from mergekit_3h.checkpoints.headers import DTYPE_BYTES
 from mergekit_3h.inspection.throughput import Throughput, measure_throughput
+from mergekit_3h.lint.at_once import AtOnce, Need, allowed_at_once, largest_at_once, workers_on
 from mergekit_3h.lint.models import NamedModel
 from mergekit_3h.lint.parameters import plain_options
 from mergekit_3h.lint.planned import PlannedTensor, source_tensors
@@ -34,7 +35,8 @@ class Estimate:
 
     Python's start is not in the seconds. ``peak_bytes`` is what the process needs for itself; ``mapped_bytes`` of
     weight files are mapped beside it, which tools that show the resident set count too, and which the system drops
-    when it needs the space.
+    when it needs the space. Of the peak, ``at_once.own`` are what is being merged, ``collected_bytes`` the output that
+    waits to be written.
     """
 
     tensors: int
@@ -42,6 +44,8 @@ class Estimate:
     output_bytes: int
     read_bytes: int
     peak_bytes: int
+    at_once: AtOnce
+    collected_bytes: int
     mapped_bytes: int
     seconds: float
     compute_seconds: float
@@ -62,11 +66,14 @@ def estimate_merge(config: Any, plan: list[PlannedTensor], models: list[NamedMod
     matrices = set(decomposed(config, plan))
     passes = _SORTING_PASSES if method in _SORTING_METHODS else _PLAIN_PASSES
     compute = sum(_passing_seconds(tensor, passes, speed) for tensor in plan)
-    compute += sum(_decomposition_seconds(tensor, speed) for tensor in plan if tensor.name in matrices)
+    workers = workers_on(device)
+    compute += sum(_decomposition_seconds(tensor, speed, workers) for tensor in plan if tensor.name in matrices)
     output = sum(_elements(tensor) * _output_width(config, tensor) for tensor in plan)
     read = sum(given.stored.nbytes for tensor in plan for given in tensor.inputs if given.stored)
     options = plain_options(config)
-    working = max((_working_bytes(config, t, options if t.name in matrices else None) for t in plan), default=0)
+    needs = [_need(config, tensor, options if tensor.name in matrices else None) for tensor in plan]
+    at_once = largest_at_once(needs, allowed_at_once(config, device), workers)
+    collected = min(output, SHARD_BYTES)
     sizes = {file: file.stat().st_size for file in files}
     mapped = sum(size for file, size in sizes.items() if file.suffix == ".safetensors")
     pickles = sum(sizes.values()) - mapped
@@ -76,7 +83,9 @@ def estimate_merge(config: Any, plan: list[PlannedTensor], models: list[NamedMod
         parameters=sum(_elements(tensor) for tensor in plan),
         output_bytes=output,
         read_bytes=read,
-        peak_bytes=_PROCESS_BYTES + min(output, SHARD_BYTES) + working + pickles,
+        peak_bytes=_PROCESS_BYTES + collected + at_once.own + pickles,
+        at_once=at_once,
+        collected_bytes=collected,
         mapped_bytes=mapped,
         seconds=compute + read / speed.read + output / speed.write,
         compute_seconds=compute,
@@ -132,7 +141,7 @@ def _passing_seconds(tensor: PlannedTensor, passes: int, speed: Throughput) -> f
     return passes * inputs * 4 * _elements(tensor) / speed.elementwise
 
 
-def _decomposition_seconds(tensor: PlannedTensor, speed: Throughput) -> float:
+def _decomposition_seconds(tensor: PlannedTensor, speed: Throughput, workers: int) -> float:
     count, short, long = _matrices(tensor)
     tasks = _experts(tensor)
     # One decomposition a task, and two for the polar factors; two tasks need one of half the size instead.
@@ -140,7 +149,7 @@ def _decomposition_seconds(tensor: PlannedTensor, speed: Throughput) -> float:
     # All pairs of Gram matrices in the first pass, one product a task in the second.
     products = tasks * (tasks + 1) / 2 + tasks
     flops = 2 * long * short**2 * products
-    return count * (decompositions * speed.eigh_unit * short**3 + flops / speed.gemm_flops)
+    return count * (decompositions * speed.eigh_unit * short**3 / workers + flops / speed.gemm_flops)
 
 
 def held_bytes(config: Any, tensor: PlannedTensor) -> int:
@@ -149,6 +158,11 @@ def held_bytes(config: Any, tensor: PlannedTensor) -> int:
     width = _output_width(config, tensor) if config.dtype else None
     inputs = sum(each.nbytes if width is None else each.elements * width for each in stored)
     return inputs + _elements(tensor) * _output_width(config, tensor)
+
+
+def _need(config: Any, tensor: PlannedTensor, options: SpectralMethod | None) -> Need:
+    stored = sum(given.stored.nbytes for given in tensor.inputs if given.stored)
+    return Need(_working_bytes(config, tensor, options), 0 if config.dtype else stored)
 
 
 def _working_bytes(config: Any, tensor: PlannedTensor, options: SpectralMethod | None) -> int:

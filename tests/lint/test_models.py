@@ -17,6 +17,7 @@ from transformers import OPTConfig, OPTForCausalLM
 
 from mergekit_3h.benchmarks.end_to_end import run_process
 from mergekit_3h.lint import examine, lint
+from mergekit_3h.lint.at_once import AtOnce, Need, largest_at_once
 from mergekit_3h.lint.estimate import decomposed
 from mergekit_3h.lint.host_plan import planned_tensors
 from mergekit_3h.lint.models import named_models
@@ -56,6 +57,32 @@ def test_estimate_follows_the_output_dtype(llamas: Workshop) -> None:
     full = examine(llamas.write(llamas.config())).estimates[0]
     half = examine(llamas.write(llamas.config(out_dtype="bfloat16"))).estimates[0]
     assert half.output_bytes * 2 == full.output_bytes and half.read_bytes == full.read_bytes
+
+
+def test_the_estimate_says_what_is_merged_at_once(llamas: Workshop) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        many, one, plain = (
+            examine(llamas.write(llamas.config(method, parameters=parameters))).estimates[0]
+            for method, parameters in [("tsvm", {}), ("tsvm", {"memory_gb": 1e-6}), ("linear", {"weight": 1.0})]
+        )
+    finally:
+        torch.set_num_threads(threads)
+    assert (many.at_once.tensors, one.at_once.tensors, plain.at_once.tensors) == (2, 1, 1)
+    assert (one.at_once.allowed, plain.at_once.allowed) == (1000, None)
+    assert many.at_once.own > one.at_once.own
+    assert many.peak_bytes - one.peak_bytes == many.at_once.own - one.at_once.own
+
+
+def test_a_group_of_a_large_model_stays_within_what_it_may_take() -> None:
+    """Llama-70B's matrices with three experts: on paper, for a machine with 16 cores."""
+    needs = [Need(own=5 << 30, mapped=2 << 30)] * 240 + [Need(own=3 << 30, mapped=1 << 30)] * 320
+    assert largest_at_once(needs, 100 << 30, workers=16) == AtOnce(11, 55 << 30, 100 << 30)
+    assert largest_at_once(needs, 20 << 30, workers=16) == AtOnce(4, 12 << 30, 20 << 30)
+    assert largest_at_once(needs, 10 << 30, workers=16) == AtOnce(1, 5 << 30, 10 << 30)
+    assert largest_at_once(needs, None, workers=16) == AtOnce(1, 5 << 30, None)
+    assert largest_at_once([], 10 << 30, workers=16).own == 0
 
 
 def test_estimate_follows_the_options(llamas: Workshop) -> None:

@@ -1,0 +1,66 @@
+"""How many tensors of a merge are in the works at once, by the rules of ``kernels/jobs.py``, and what they take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mergekit_3h.kernels.jobs import WAITING_SHARE, fits_beside
+from mergekit_3h.kernels.room import allowed_bytes
+from mergekit_3h.spectral import registry
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes that merging one tensor takes."""
+
+    own: int
+    """Memory of the process."""
+    mapped: int
+    """Pages of weight files."""
+
+
+@dataclass(frozen=True)
+class AtOnce:
+    """The largest group of a merge. ``allowed`` bytes it may take: the option ``memory_gb``, or what is free."""
+
+    tensors: int
+    own: int
+    allowed: int | None
+
+
+def largest_at_once(needs: Sequence[Need], allowed: int | None, workers: int) -> AtOnce:
+    """Of tensors that are merged side by side within ``allowed`` bytes; without these, one after the other."""
+    alone = max((need.own for need in needs), default=0)
+    if allowed is None or workers < 2:
+        return AtOnce(min(1, len(needs)), alone, None)
+    room, whole = int(allowed / (1 + WAITING_SHARE)), sum(need.own + need.mapped for need in needs)
+    beside = [need for need in needs if _shares_the_cores(need.own + need.mapped, room, whole, workers)]
+    taken, own, count = 0, 0, 0
+    for need in sorted(beside, key=lambda need: need.own, reverse=True):
+        if count < workers and taken + need.own + need.mapped <= room:
+            taken, own, count = taken + need.own + need.mapped, own + need.own, count + 1
+    return AtOnce(count, own, allowed) if own > alone else AtOnce(min(1, len(needs)), alone, allowed)
+
+
+def _shares_the_cores(need: int, room: int, whole: int, workers: int) -> bool:
+    return need <= whole / workers and fits_beside(need, room, workers)
+
+
+def allowed_at_once(config: Any, device: str) -> int | None:
+    """Bytes for the tensors of this merge that run side by side; None where they run one after the other."""
+    if config.merge_method not in registry.names() or device != "cpu":
+        return None
+    given = (config.parameters or {}).get("memory_gb")
+    return allowed_bytes(given if isinstance(given, int | float) else None)
+
+
+def workers_on(device: str) -> int:
+    """Tensors that the cores can merge at once."""
+    import torch
+
+    from mergekit_3h.kernels.workers import pool_for
+
+    pool = pool_for(torch.device(device))
+    return 1 if pool is None else pool.workers
