@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from mergekit_3h.benchmarks.families import MatrixShape
 
 _LARGEST_SENSIBLE_N = 1000
+_MOST_CORES = 1024
 
 
 @click.command("bench")
@@ -57,6 +59,10 @@ _LARGEST_SENSIBLE_N = 1000
 @click.option("--memory-only", is_flag=True, help="One run of each: memory and a rough time, no rounds, no errors.")
 @click.option("--growth", is_flag=True, help="How our time grows with rows, columns and experts, beside its bounds.")
 @click.option("--end-to-end", is_flag=True, help="Whole mergekit-yaml runs of linear, tsvm and rtsvm instead.")
+@click.option("--cores", metavar="1,2,16", help="A whole merge on so many cores; replayed on more than there are.")
+@click.option(
+    "--memory-gb", type=float, help="What --cores merges at once may take.  [default: a quarter of what is free]"
+)
 @click.option("--parameters", help="Size of the random model for --end-to-end.  [default: 0.1b]")
 @click.option(
     "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Also write all numbers here."
@@ -78,10 +84,17 @@ def command(json_file: Path | None, markdown: bool, device: str, threads: int | 
         raise click.BadParameter(f"the folder {json_file.parent} does not exist", param_hint="--json")
     given["recipe"] = Recipe(given.pop("method"), _options(given.pop("options")))
     given["recipe"].spectral()  # an option that cannot be is an error before anything is measured
-    whole_runs, growth = given.pop("end_to_end"), given.pop("growth")
-    if whole_runs and growth:
-        raise click.UsageError("give --growth or --end-to-end, not both")
-    measure = _end_to_end if whole_runs else _growth if growth else _kernels
+    kinds = {"--end-to-end": _end_to_end, "--growth": _growth}
+    chosen = [name for name in kinds if given.pop(name.strip("-").replace("-", "_"))]
+    cores, memory_gb = given.pop("cores"), given.pop("memory_gb")
+    if cores is not None:
+        chosen.append("--cores")
+        kinds["--cores"] = partial(_scaling, cores=cores, memory_gb=memory_gb)
+    elif memory_gb is not None:
+        raise click.UsageError("--memory-gb goes with --cores")
+    if len(chosen) > 1:
+        raise click.UsageError(f"give {' or '.join(chosen)}, not both")
+    measure = kinds[chosen[0]] if chosen else _kernels
     result, lines = measure(device=device, threads=threads or _cores(), markdown=markdown, **given)
     if json_file is not None:
         json_file.write_text(json.dumps(result, indent=2) + "\n")
@@ -135,6 +148,44 @@ def _growth(*, markdown: bool, **given: Any) -> tuple[dict[str, Any], list[str]]
     plan = ComparisonPlan(shapes=(), peers=(), dtype=dtype, budget=budget, as_one_stream=True, **given)
     table = measure_growth(plan, _say)
     return table.as_dict(), growth_lines(table, markdown=markdown)
+
+
+def _scaling(
+    *, markdown: bool, cores: str, memory_gb: float | None, shapes: tuple[str, ...], **given: Any
+) -> tuple[dict[str, Any], list[str]]:
+    from mergekit_3h.benchmarks.plans import ComparisonPlan
+    from mergekit_3h.benchmarks.scaling import measure_scaling, scaling_lines
+    from mergekit_3h.kernels.room import allowed_bytes
+    from mergekit_3h.options import checked
+    from mergekit_3h.spectral.method import RunningOptions
+
+    foreign = ("all_matrices", "memory_only", "parameters")
+    if any(given.pop(name) for name in foreign) or given.pop("peer") != "auto":
+        raise click.UsageError(
+            "--cores measures all matrices of a model with our kernel; leave out --peer, --all-matrices, --memory-only "
+            "and --parameters"
+        )
+    given.pop("budget")  # what is measured is measured once
+    plan = ComparisonPlan(
+        shapes=tuple(_shapes(given.pop("model"), shapes)),
+        peers=(),
+        dtype=given.pop("dtype") or "float32",
+        budget=0.0,
+        as_one_stream=True,
+        **given,
+    )
+    memory = allowed_bytes(checked(RunningOptions, "memory_gb", memory_gb))
+    scaling = measure_scaling(plan, _counts(cores), memory, _say)
+    return scaling.as_dict(), scaling_lines(scaling, markdown=markdown)
+
+
+def _counts(text: str) -> list[int]:
+    counts = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
+    if not counts or min(counts) < 1 or max(counts) > _MOST_CORES:
+        raise click.BadParameter(
+            f"got {text!r}, expected numbers from 1 to {_MOST_CORES}, as 1,2,16", param_hint="--cores"
+        )
+    return counts
 
 
 def _end_to_end(*, markdown: bool, **given: Any) -> tuple[dict[str, Any], list[str]]:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import threading
 import weakref
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -22,6 +24,10 @@ from mergekit_3h.kernels.workers import Pool, pool_for, without_grad
 
 FEWEST_BESIDE = 3
 """Matrices that must fit side by side to be faster than each alone with all threads, its own tasks side by side."""
+
+LARGEST_SHARE = 2.0
+"""Of a core's part of all the work, that one matrix of a ``Flow`` may be. A heuristic: alone, a matrix of three experts
+is two to five times as fast on many cores; that pays for the few that are larger, and not for all of a small model."""
 
 WAITING_SHARE = 0.25
 """Of the memory of a ``Flow``, for the inputs of what has not begun and the results of what is not fetched."""
@@ -68,6 +74,20 @@ def _alone(ordered: Sequence[Job], memory: int, workers: int) -> int:
 def fits_beside(need: int, memory: int, workers: int) -> bool:
     """Whether enough matrices of this need fit into the memory to run them side by side."""
     return memory // max(1, need) >= min(workers, FEWEST_BESIDE)
+
+
+def runs_alone(need: int, share: float, room: int, workers: int) -> bool:
+    """Whether a matrix of a ``Flow`` is merged with all threads: too large for the memory, or for its ``share`` of all
+    the work, so that in the end the others would wait for one core."""
+    return share > LARGEST_SHARE / workers or not fits_beside(need, room, workers)
+
+
+def last_begun(sizes: Sequence[int], room: int) -> list[int]:
+    """For each matrix the one after which its result is fetched, if inputs and results of those between, which are the
+    ``sizes``, may take ``WAITING_SHARE`` of the room."""
+    ends, most = list(accumulate(sizes)), int(WAITING_SHARE * room)
+    starts = [0, *ends][: len(ends)]
+    return [max(i, bisect_right(ends, start + most) - 1) for i, start in enumerate(starts)]
 
 
 def _run_beside(flow: Flow, jobs: Sequence[Job], memory: int) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mergekit_3h.kernels.jobs import WAITING_SHARE, fits_beside
+from mergekit_3h.kernels.jobs import WAITING_SHARE, runs_alone
 from mergekit_3h.kernels.room import allowed_bytes
 from mergekit_3h.spectral import registry
 
@@ -36,16 +36,13 @@ def largest_at_once(needs: Sequence[Need], allowed: int | None, workers: int) ->
     if allowed is None or workers < 2:
         return AtOnce(min(1, len(needs)), alone, None)
     room, whole = int(allowed / (1 + WAITING_SHARE)), sum(need.own + need.mapped for need in needs)
-    beside = [need for need in needs if _shares_the_cores(need.own + need.mapped, room, whole, workers)]
+    sizes = [(need, need.own + need.mapped) for need in needs]
+    beside = [need for need, size in sizes if not runs_alone(size, size / max(1, whole), room, workers)]
     taken, own, count = 0, 0, 0
     for need in sorted(beside, key=lambda need: need.own, reverse=True):
         if count < workers and taken + need.own + need.mapped <= room:
             taken, own, count = taken + need.own + need.mapped, own + need.own, count + 1
     return AtOnce(count, own, allowed) if own > alone else AtOnce(min(1, len(needs)), alone, allowed)
-
-
-def _shares_the_cores(need: int, room: int, whole: int, workers: int) -> bool:
-    return need <= whole / workers and fits_beside(need, room, workers)
 
 
 def allowed_at_once(config: Any, device: str) -> int | None:

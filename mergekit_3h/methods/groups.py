@@ -9,11 +9,9 @@ many as fit into the memory: they are the group. mergekit loads, aligns, saves a
 from __future__ import annotations
 
 import sys
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
@@ -24,7 +22,7 @@ from pydantic import PrivateAttr, SkipValidation
 from torch import Tensor
 
 from mergekit_3h.errors import ThreeHError
-from mergekit_3h.kernels.jobs import WAITING_SHARE, Begun, fits_beside, flow_on
+from mergekit_3h.kernels.jobs import WAITING_SHARE, Begun, flow_on, last_begun, runs_alone
 from mergekit_3h.kernels.pages import read_ahead
 from mergekit_3h.kernels.room import allowed_bytes
 
@@ -88,15 +86,10 @@ class Lookahead:
         ordered = sorted((inputs.group_label() or "", name) for name, inputs in self._members.items())
         if any(label for label, _ in ordered):
             ordered = [(label, name) for label, name in ordered if label]
-        most = int(WAITING_SHARE * self.room)
-        unknown = most // (_UNKNOWN_AHEAD * torch.get_num_threads())
-        ends = list(accumulate(self._sizes.get(name, unknown) for _, name in ordered))
-        turns: dict[str, Turn] = {}
-        for i, (_, name) in enumerate(ordered):
-            start = ends[i - 1] if i else 0
-            last = max(i, bisect_right(ends, start + most) - 1)
-            turns[name] = Turn(i, ordered[last][0], (ends[i] - start) / max(1, ends[-1]))
-        return turns
+        unknown = int(WAITING_SHARE * self.room) // (_UNKNOWN_AHEAD * torch.get_num_threads())
+        sizes = [self._sizes.get(name, unknown) for _, name in ordered]
+        whole, last = max(1, sum(sizes)), last_begun(sizes, self.room)
+        return {name: Turn(i, ordered[last[i]][0], sizes[i] / whole) for i, (_, name) in enumerate(ordered)}
 
 
 class AwaitedMerge(ExecuteMergeMethodTask):
@@ -134,7 +127,7 @@ class AwaitedMerge(ExecuteMergeMethodTask):
         method = cast(MeasuredMethod, merge_methods.get(self.method_name))
         need = method.bytes_to_merge(self.output_weight.name, inputs, dict(self.parameters.items()))
         room = self._ahead.room
-        if turn.share > 1 / flow.workers or not fits_beside(need, room, flow.workers):
+        if runs_alone(need, turn.share, room, flow.workers):
             flow.wait_for_room(need, room)
             return work()
         read_ahead(inputs)
