@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -55,14 +56,25 @@ class GrowingLines:
 
     def append(self, content: Mapping[str, Any] | str) -> None:
         text = content if isinstance(content, str) else json.dumps(content, separators=(",", ":"))
-        self._stream.write(text.encode() + b"\n")
+        line, before = text.encode() + b"\n", os.fstat(self._stream.fileno()).st_size
+        if self._stream.write(line) != len(line):  # a disk that fills up takes a part without an error
+            self._stream.truncate(before)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._stream.name)
+
+    def settle(self) -> None:
+        """Bring what was appended to the disk."""
+        os.fsync(self._stream.fileno())
+
+    def is_file(self, file: Path) -> bool:
+        """Whether a path still leads to the file that is written."""
+        return os.path.samestat(os.fstat(self._stream.fileno()), file.stat())
 
     def restart(self) -> None:
         """Begin with an empty file."""
         self._stream.truncate(0)
 
     def close(self) -> None:
-        os.fsync(self._stream.fileno())
+        self.settle()
         self._stream.close()
 
     def __enter__(self) -> GrowingLines:
