@@ -14,7 +14,6 @@ from typing import Any
 
 from mergekit_3h.checkpoints.headers import StoredTensor
 from mergekit_3h.checkpoints.loading import LoadedNames, ParameterRecipe, empty_module, layer_number, tied_names
-from mergekit_3h.checkpoints.locations import layer_count
 from mergekit_3h.checkpoints.sources import RECOMPUTED
 from mergekit_3h.lint.findings import Finding, Rule, shortened
 from mergekit_3h.lint.models import NamedModel
@@ -135,13 +134,12 @@ def _as_meant(config: Any, model: NamedModel, names: list[str], read_by_any: set
 
 
 def _chosen_layers(config: Any, model: NamedModel) -> set[int] | None:
-    """The layers that slices take of a model; None if that is all of them."""
+    """The layers that slices take of a model; None where nothing is cut into slices."""
     owners = [config, *(getattr(config, "modules", None) or {}).values()]
     sources = [source for owner in owners for part in owner.slices or [] for source in part.sources]
     if not sources:
         return None
-    chosen = {layer for source in sources if str(source.model) == model.name for layer in range(*source.layer_range)}
-    return None if len(chosen) >= (layer_count(model.settings) or 0) else chosen
+    return {layer for source in sources if str(source.model) == model.name for layer in range(*source.layer_range)}
 
 
 def _absent(by_model: Mapping[_Coverage, list[str]], planned: int) -> Iterator[Finding]:
