@@ -1,4 +1,4 @@
-"""The Ray cluster of a search: one that exists, or one of our own on this machine."""
+"""The Ray cluster of a search or a merge: one that exists, or one of our own on this machine."""
 
 from __future__ import annotations
 
@@ -56,10 +56,11 @@ def _require_listening(address: str) -> None:
 def room(scale: ClusterOptions) -> int:
     """How many workers the cluster's resources hold."""
     resources = require_ray().cluster_resources()
+    reserved = scale.reserved()
     rooms = [
-        int(resources.get(kind, 0.0) / needed + 1e-9)
-        for kind, needed in (("CPU", scale.cpus_per_worker), ("GPU", scale.gpus_per_worker))
-        if needed
+        int(resources.get(kind, 0.0) / reserved[name] + 1e-9)
+        for kind, name in (("CPU", "num_cpus"), ("GPU", "num_gpus"), ("memory", "memory"))
+        if reserved.get(name)
     ]
     return min(rooms, default=1)
 
@@ -69,7 +70,7 @@ def _require_room(ray: Any, scale: ClusterOptions) -> None:
         resources = ray.cluster_resources()
         ray.shutdown()
         raise OptionError(
-            f"a worker needs {scale.cpus_per_worker:g} CPU and {scale.gpus_per_worker:g} GPU (cpus_per_worker, "
-            f"gpus_per_worker); this machine has {resources.get('CPU', 0):g} and {resources.get('GPU', 0):g}. Ask for "
-            "less, or name a cluster by address."
+            f"a worker needs {scale.needs} (cpus_per_worker, gpus_per_worker, memory_per_worker); this machine has "
+            f"{resources.get('CPU', 0):g} CPU, {resources.get('GPU', 0):g} GPU and "
+            f"{resources.get('memory', 0) / 1e9:.3g} GB for workers. Ask for less, or name a cluster by address."
         )

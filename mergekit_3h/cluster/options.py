@@ -1,4 +1,4 @@
-"""Options of a search on a Ray cluster: where it is, how many workers there are, and what each of them does."""
+"""Options of a Ray cluster: where it is, how many workers there are, and what each of them has and does."""
 
 from __future__ import annotations
 
@@ -40,6 +40,13 @@ class ClusterOptions(BaseModel):
     cpus_per_worker: float = Field(
         1.0, ge=0.0, allow_inf_nan=False, description="CPU cores that Ray reserves for one worker."
     )
+    memory_per_worker: float | None = Field(
+        None,
+        gt=0.0,
+        allow_inf_nan=False,
+        description="GB of memory that Ray reserves for one worker, so that a node gets no more workers than it holds. "
+        "Unset: of a merge, what its plan needs; of a search, nothing.",
+    )
     threads: int | None = Field(
         None,
         ge=1,
@@ -52,6 +59,17 @@ class ClusterOptions(BaseModel):
     start_timeout: float = Field(
         600.0, gt=0.0, description="Seconds to wait for the first worker to be placed and to have loaded its models."
     )
+
+    def reserved(self) -> dict[str, float]:
+        """What Ray keeps for one worker, by its own names."""
+        memory = {} if self.memory_per_worker is None else {"memory": int(self.memory_per_worker * 1e9)}
+        return {"num_cpus": self.cpus_per_worker, "num_gpus": self.gpus_per_worker, **memory}
+
+    @property
+    def needs(self) -> str:
+        """The same in words."""
+        memory = "" if self.memory_per_worker is None else f" and {self.memory_per_worker:.3g} GB of memory"
+        return f"{self.cpus_per_worker:g} CPU and {self.gpus_per_worker:g} GPU{memory}"
 
 
 def parse_cluster_options(given: Mapping[str, Any]) -> ClusterOptions:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,10 +45,18 @@ class RayPool:
     """Workers of one kind. ``start`` makes an actor; its method ``open`` comes first, ``accept`` sees the result."""
 
     def __init__(
-        self, start: Callable[[], Any], count: int, scale: ClusterOptions, accept: Callable[[Any], None]
+        self,
+        start: Callable[[], Any],
+        count: int,
+        scale: ClusterOptions,
+        accept: Callable[[Any], None],
+        *,
+        advice: str = "a smaller batch_size, or more cpus_per_worker. What was measured is in the trace; continue with "
+        "resume",
     ) -> None:
+        """``advice`` is for who has lost too many workers: what may help, and how to go on."""
         self._ray = require_ray()
-        self._start, self._scale, self._accept = start, scale, accept
+        self._start, self._scale, self._accept, self._advice = start, scale, accept, advice
         self._idle: list[Worker] = []
         self._busy: dict[Any, Worker] = {}
         self._deaths_while_opening = 0
@@ -62,15 +71,24 @@ class RayPool:
 
     def run(self, calls: Sequence[tuple[str, tuple[Any, ...]]]) -> Iterator[Any]:
         """The results of these calls of the actors' methods, in the order of the calls, as soon as they are there."""
+        results: dict[int, Any] = {}
+        with closing(self.run_unordered(calls)) as done:
+            for index in range(len(calls)):
+                while index not in results:
+                    results.update([next(done)])
+                yield results.pop(index)
+
+    def run_unordered(self, calls: Sequence[tuple[str, tuple[Any, ...]]]) -> Generator[tuple[int, Any]]:
+        """The results with the places of their calls, in the order in which they come."""
         waiting = deque(Call(index, method, arguments) for index, (method, arguments) in enumerate(calls))
         results: dict[int, Any] = {}
         try:
-            for index in range(len(calls)):
-                while index not in results:
+            for _ in calls:
+                while not results:
                     self._hand_out(waiting)
                     self._take_next(waiting, results)
                 self._hand_out(waiting)
-                yield results.pop(index)
+                yield results.popitem()
         finally:
             for worker in self._busy.values():
                 worker.job = None
@@ -98,8 +116,8 @@ class RayPool:
         ready, _ = self._ray.wait(list(self._busy), num_returns=1, timeout=patience)
         if not ready:
             raise ClusterError(
-                f"no worker was ready within {patience:g} s (start_timeout). One needs {self._needs()}; the cluster "
-                f"has {self._ray.available_resources()} free. Ask for less, add nodes, or wait longer."
+                f"no worker was ready within {patience:g} s (start_timeout). One needs {self._scale.needs}; the "
+                f"cluster has {self._ray.available_resources()} free. Ask for less, add nodes, or wait longer."
             )
         worker = self._busy.pop(ready[0])
         job, worker.job = worker.job, None
@@ -127,19 +145,15 @@ class RayPool:
             self._deaths_while_opening += 1
             begun, what = self._deaths_while_opening, "while they loaded the models"
         else:
-            begun, what = (job.begun if job else 0), "of the same evaluation"
+            begun, what = (job.begun if job else 0), "of the same piece of work"
         if begun >= self._scale.attempts:
             raise ClusterError(
                 f"{begun} workers died {what} ({reason}). The usual cause is memory: Ray or the system kills a process "
-                "that takes too much. Use fewer workers per node, a smaller batch_size, or more cpus_per_worker. What "
-                "was measured is in the trace; continue with resume."
+                f"that takes too much. Use fewer workers per node, {self._advice}."
             )
         log.warning("worker %d died (%s); another one takes its place%s", worker.number, reason, " and job" * bool(job))
         self._ray.kill(worker.actor)  # it may only have been out of reach
         self._hire(worker.number)
-
-    def _needs(self) -> str:
-        return f"{self._scale.cpus_per_worker:g} CPU and {self._scale.gpus_per_worker:g} GPU"
 
 
 def own_error(error: Any) -> ThreeHError:

@@ -155,9 +155,7 @@ class RayRunner:
 
     def _actor_factory(self) -> Callable[[], Any]:
         # Ray's own restarts would call a worker's methods before its models are open again; the pool does better.
-        decorate = require_ray().remote(
-            num_cpus=self._scale.cpus_per_worker, num_gpus=self._scale.gpus_per_worker, max_restarts=0
-        )
+        decorate = require_ray().remote(**self._scale.reserved(), max_restarts=0)
         actor_class: Any = decorate(EvaluationWorker)
         threads = self._scale.threads or torch.get_num_threads()
         return lambda: actor_class.remote(self._opened, threads)

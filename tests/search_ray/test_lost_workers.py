@@ -88,6 +88,6 @@ def test_a_job_that_ends_every_worker_ends_the_search(cluster: str, opening: Ope
     with RayRunner(opened(), opened, scale) as runner:
         list(runner.evaluate_models(["base"]))
         timer = freeze_then_kill(runner.workers[0].pid)
-        with pytest.raises(ClusterError, match=r"1 workers? died of the same evaluation.*memory.*resume"):
+        with pytest.raises(ClusterError, match=r"1 workers? died of the same piece of work.*memory.*resume"):
             list(runner.evaluate(CANDIDATES, gradient=False))
         timer.join()

@@ -217,7 +217,7 @@ def _on_a_cluster(
     ray = require_ray()
     ours = connect(cluster)
     try:
-        actor = ray.remote(num_cpus=cluster.cpus_per_worker, num_gpus=cluster.gpus_per_worker)(SweepWorker)
+        actor = ray.remote(**cluster.reserved())(SweepWorker)
         threads = cluster.threads or torch.get_num_threads()
         count = min(cluster.workers or room(cluster), room(cluster), len(swept))
         pool = RayPool(lambda: actor.remote(run, goal, threads), count, cluster, lambda _: None)
