@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from mergekit_3h.cli.evaluate import backend_settings, opened_suite, pairs, suite_options, warn_of_unscored
+from mergekit_3h.cli.merge_options import cluster_options, merge_options, mergekit_options
 
 if TYPE_CHECKING:
     from mergekit_3h.evaluation.result import EvaluationResult
+    from mergekit_3h.methods.merging.resumable import ResumableMerge
 
 MERGED = "merge"
 LOST = 4
@@ -27,12 +30,16 @@ LOST = 4
 @click.option(
     "--report", type=click.Path(path_type=Path), help="Folder for results and page; unset: OUT with -evaluation added."
 )
-@click.option("--seed", type=int, help="Of methods that draw random numbers.")
-@click.option("--merge-device", default="cpu", show_default=True, help="Device that the merge is computed on.")
-@click.option("--lora-merge-cache", help="Folder for experts that are adapters, merged into their bases.")
+@click.option("--start-over", is_flag=True, help="Throw away what an earlier run left unfinished in OUT.")
+@click.option("--allow-non-finite", is_flag=True, help="Write numbers that are not finite, and tell of them.")
+@click.option("-v", "--verbose", is_flag=True, help="Say what is going on.")
+@merge_options
 @suite_options
 def command(config: Path, out: Path, suite: str | None, **given: Any) -> None:
     """Check CONFIG, merge it into OUT as mergekit-yaml does, and with --evaluate show what the merge did.
+
+    A merge that was ended in the middle, by whatever, goes on where it was when the same command is given again; until
+    it is finished OUT holds no model. With --ray it runs on the workers of a cluster. The bits are mergekit-yaml's.
 
     One command from models to proof: base, experts and merge on the same questions, one page, and a sentence for each
     dimension. Exit status: 0; 1 for an error; 3 if too many items have no score; 4 if an expert's dimension is lost by
@@ -40,11 +47,14 @@ def command(config: Path, out: Path, suite: str | None, **given: Any) -> None:
     """
     from mergekit_3h.checkpoints.locations import read_json
 
+    if given["verbose"]:
+        logging.basicConfig(format="%(name)s: %(message)s")
+        logging.getLogger("mergekit_3h").setLevel(logging.INFO)
+    merge = _resumable(given)
     ready = opened_suite(suite, given) if suite is not None else None
     labels = _models(config, given) if ready is not None else {}
     _require_sound(config)
-    _require_free(out)
-    _merge(config, out.resolve(), given)
+    _merge(merge, config, out.resolve())
     if not given["quiet"]:
         kind = read_json(out / "config.json").get("model_type", "model")
         click.echo(f"{out}: the merged {kind}")
@@ -82,21 +92,28 @@ def _require_sound(config: Path) -> None:
         raise OptionError("\n".join([f"{config} has {len(errors)} error(s):", *errors]))
 
 
-def _require_free(out: Path) -> None:
-    from mergekit_3h.errors import OptionError
+def _resumable(given: dict[str, Any]) -> ResumableMerge:
+    from mergekit_3h.methods.merging.resumable import ResumableMerge
 
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OptionError(f"{out}: is there already and not empty; name another folder, or remove it")
+    return ResumableMerge(
+        mergekit_options(given),
+        cluster_options(given),
+        start_over=given["start_over"],
+        allow_non_finite=given["allow_non_finite"],
+        quiet=given["quiet"],
+    )
 
 
-def _merge(config: Path, out: Path, given: dict[str, Any]) -> None:
-    import yaml
-
-    from mergekit_3h.methods.memory_merge import Merger
+def _merge(merge: ResumableMerge, config: Path, out: Path) -> None:
+    from mergekit_3h.methods.merging.options import read_merge
+    from mergekit_3h.methods.merging.resumable import InterruptedMergeError
 
     source = config.read_text(encoding="utf-8")
-    merger = Merger(given["merge_device"], given["trust_remote_code"], given["lora_merge_cache"])
-    merger.write(yaml.safe_load(source), out, given["seed"], source)
+    try:
+        merge.write(read_merge(source, config), out, source)
+    except InterruptedMergeError as error:
+        click.echo(f"Error: {error}", err=True)
+        raise SystemExit(error.status) from error
 
 
 def _prove(ready: Any, folders: dict[str, Path], report: Path, given: dict[str, Any]) -> int:

@@ -1,13 +1,14 @@
 """What a merge leaves behind where the option ``record`` names a folder: a line for each tensor, written at once.
 
 The file is that of the last merge into the folder: a merge begins when a process writes there for the first time, or
-when a tensor comes again.
+when a tensor comes again. A merge that is continued keeps the lines of what was finished before.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass
 from functools import cache
 from math import isfinite
@@ -81,16 +82,24 @@ class MergeRecord:
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / RECORD
-        self._lines = self._opened()
-        self._seen: set[str] = set()
         self._lock = threading.Lock()
-        self._lines.restart()
+        self._restart(folder)
 
     def _opened(self) -> GrowingLines:
         try:
             return GrowingLines(self._file)
         except OSError as error:
             raise OptionError(f"option 'record': cannot write to {self._file.parent}: {error.strerror}") from error
+
+    def _restart(self, folder: Path) -> None:
+        """With the lines of the tensors that this merge has finished in another process, and no others."""
+        header, lines = read_record(folder) if _finished and self._file.is_file() else ({}, {})
+        self._lines = self._opened()
+        self._lines.restart()
+        kept = {name: line for name, line in lines.items() if name in _finished}
+        self._seen = set(kept)
+        for line in (header, *kept.values()) if kept else ():
+            self._lines.append(line)
 
     def add(self, merged: MergedTensor, method: SpectralMethod, models: Sequence[str]) -> None:
         line = _line(merged, method)
@@ -140,6 +149,19 @@ def watcher(method: SpectralMethod, models: Sequence[str]) -> Watcher | None:
 
 
 _opening = threading.Lock()
+_finished: frozenset[str] = frozenset()
+
+
+@contextmanager
+def continued_record(finished: Iterable[str]) -> Generator[None]:
+    """Records that are opened meanwhile are of a merge that has finished these tensors already."""
+    global _finished
+    before, _finished = _finished, frozenset(finished)
+    _record.cache_clear()  # of a merge before in this process
+    try:
+        yield
+    finally:
+        _finished = before
 
 
 @cache

@@ -68,7 +68,7 @@ def estimate_merge(config: Any, plan: list[PlannedTensor], models: list[NamedMod
     compute = sum(_passing_seconds(tensor, passes, speed) for tensor in plan)
     workers = workers_on(device)
     compute += sum(_decomposition_seconds(tensor, speed, workers) for tensor in plan if tensor.name in matrices)
-    output = sum(_elements(tensor) * _output_width(config, tensor) for tensor in plan)
+    output = sum(output_bytes(config, tensor) for tensor in plan)
     read = sum(given.stored.nbytes for tensor in plan for given in tensor.inputs if given.stored)
     options = plain_options(config)
     needs = [_need(config, tensor, options if tensor.name in matrices else None) for tensor in plan]
@@ -94,6 +94,16 @@ def estimate_merge(config: Any, plan: list[PlannedTensor], models: list[NamedMod
     )
 
 
+def piece_worker_bytes(config: Any, plan: list[PlannedTensor], piece: int) -> int:
+    """Memory of a process that merges tensors up to so many bytes, or one that is larger, and then writes them."""
+    plan = [tensor for tensor in plan if tensor.shape]
+    matrices, options = set(decomposed(config, plan)), plain_options(config)
+    working = max((_working_bytes(config, t, options if t.name in matrices else None) for t in plan), default=0)
+    largest = max((output_bytes(config, tensor) for tensor in plan), default=0)
+    output = sum(output_bytes(config, tensor) for tensor in plan)
+    return _PROCESS_BYTES + min(output, max(piece, largest)) + working
+
+
 def decomposed(config: Any, plan: list[PlannedTensor]) -> list[str]:
     """Names of the tensors that go through singular vectors: none but those of our own methods."""
     import torch
@@ -103,6 +113,11 @@ def decomposed(config: Any, plan: list[PlannedTensor]) -> list[str]:
         return []
     shapes = {tensor.name: torch.empty(tensor.shape, device="meta") for tensor in plan}
     return [name for name, shape in shapes.items() if merges_as_matrices(name, shape, options)]
+
+
+def output_bytes(config: Any, tensor: PlannedTensor) -> int:
+    """What a tensor of the result takes on the disk."""
+    return _elements(tensor) * _output_width(config, tensor)
 
 
 def _elements(tensor: PlannedTensor) -> int:

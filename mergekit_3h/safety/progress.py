@@ -49,10 +49,10 @@ class _Pace:
         if not self._measured:
             return ""
         each = (monotonic() - self._began) / self._measured
-        return f", {_duration(each)} each, at most {_duration(each * max(0, self._total - self._asked))} left"
+        return f", {duration(each)} each, at most {duration(each * max(0, self._total - self._asked))} left"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,212 @@
+"""mergekit's ``run_merge`` with an executor that writes down what is finished, and goes on from there."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from mergekit.graph import Task
+from mergekit.options import MergeOptions
+
+from mergekit_3h.cluster.connection import require_ray
+from mergekit_3h.cluster.options import ClusterOptions
+from mergekit_3h.diagnostics.record import continued_record
+from mergekit_3h.errors import ModelError, OptionError, ThreeHError
+from mergekit_3h.methods.memory_merge import explained, parsed_config
+from mergekit_3h.methods.merging.folder import UnfinishedMerge, require_usable
+from mergekit_3h.methods.merging.identity import contents_of, environment_of, request_of
+from mergekit_3h.methods.merging.layout import index_name, index_text
+from mergekit_3h.methods.merging.local import merge_here
+from mergekit_3h.methods.merging.progress import ExpectedTensor, MergeProgress
+from mergekit_3h.methods.merging.run import RunningMerge, assembled
+from mergekit_3h.methods.merging.tasks import MergeTasks
+
+log = logging.getLogger(__name__)
+
+Devices = tuple[Any, Any]
+"""The one that computes and the one that keeps what is computed, as mergekit names them."""
+
+
+class InterruptedMergeError(ThreeHError):
+    """The user or the system has ended the merge; it can be continued."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+        """What a shell expects of a program that a signal has ended."""
+
+
+@dataclass(frozen=True)
+class ResumableMerge:
+    """Merges as ``mergekit-yaml`` does under these options, and continues what an earlier run has begun."""
+
+    options: MergeOptions
+    cluster: ClusterOptions | None = None
+    """Where to merge; None: in this process."""
+    start_over: bool = False
+    allow_non_finite: bool = False
+    quiet: bool = False
+
+    def write(self, config: Mapping[str, Any], out: Path, source: str) -> None:
+        """The whole model in ``out``. ``source`` is the config's text, which the model card quotes."""
+        require_usable(out)
+        _require_one_at_a_time(self.options)
+        if self.cluster is not None:
+            from mergekit_3h.methods.merging.on_ray import require_divisible
+
+            require_divisible(config)
+            require_ray()  # it takes SIGTERM for itself when it is imported, so that has to be before we do
+        if self.options.num_threads is not None:
+            torch.set_num_threads(self.options.num_threads)
+        with explained("the merge"):
+            request = request_of(parsed_config(config), self.options)
+        environment = environment_of(self.options)
+        folder = UnfinishedMerge(out, request, environment, start_over=self.start_over)
+        try:
+            with _ended_in_words(folder), explained("the merge"):
+                _keep_environment(folder.environment, environment, self.options)
+                _Execution(self, folder, config).run(source)
+        finally:
+            folder.close()
+
+
+class _Execution:
+    """One call of ``run_merge``."""
+
+    def __init__(self, merge: ResumableMerge, folder: UnfinishedMerge, config: Mapping[str, Any]) -> None:
+        self._merge, self._folder, self._config = merge, folder, config
+        self._run: RunningMerge | None = None
+
+    def run(self, source: str) -> None:
+        from mergekit.merge import run_merge
+
+        with _executed_by(self._execute):
+            out = str(self._folder.model_folder)
+            run_merge(parsed_config(self._config), out, options=self._merge.options, config_source=source)
+        run = self._run
+        if run is None:
+            raise ModelError("this version of mergekit merges otherwise than mergekit-3h expects; use mergekit-yaml")
+        found = run.shards()
+        index = (index_name(is_safe=run.is_safe), index_text(found)) if len(found) > 1 else None
+        self._folder.publish(run.weights(), index)
+
+    def _execute(self, targets: Sequence[Task[Any]], devices: Devices) -> Iterator[tuple[Task[Any], Any]]:
+        tasks, expected = MergeTasks(targets), expected_tensors(self._config)
+        waiting = {name: expected.get(name, ExpectedTensor((), 0)) for name in tasks.saves}
+        progress = MergeProgress(waiting, disable=self._merge.quiet)
+        run = RunningMerge(
+            self._folder, tasks, self._merge.options, expected, progress, allow_non_finite=self._merge.allow_non_finite
+        )
+        try:
+            self._folder.verify(run.final())
+            progress.known(run.finished())
+            run.require_room()
+            tasks.shared = self._folder.shared(lambda: tasks.make_shared(devices))
+            self._make(run, devices)
+        finally:
+            progress.close()
+        yield from tasks.shared_values()
+        self._run = run
+
+    def _make(self, run: RunningMerge, devices: Devices) -> None:
+        if self._merge.cluster is not None:
+            from mergekit_3h.methods.merging.on_ray import merge_on_ray
+
+            contents = contents_of(parsed_config(self._config), self._merge.options)
+            merge_on_ray(run, self._config, contents, self._merge.cluster)
+            return
+        with continued_record(run.finished()):
+            merge_here(run, devices)
+        for shard, file in run.unlike():
+            sources = run.sources(shard)
+            self._folder.add(assembled(self._folder.pieces_folder, sources, file, is_safe=run.is_safe))
+
+
+def expected_tensors(config: Mapping[str, Any]) -> dict[str, ExpectedTensor]:
+    """Shapes and sizes of the result by the headers of its inputs; empty where mergekit's plan cannot be foreseen."""
+    from mergekit_3h.lint.estimate import output_bytes
+    from mergekit_3h.lint.host_plan import planned_tensors
+    from mergekit_3h.lint.models import named_models
+
+    parsed = parsed_config(config)
+    plan, _ = planned_tensors(parsed, named_models(parsed))
+    return {tensor.name: ExpectedTensor(tensor.shape, output_bytes(parsed, tensor)) for tensor in plan}
+
+
+def _require_one_at_a_time(options: MergeOptions) -> None:
+    if options.multi_gpu:
+        raise OptionError(
+            "mergekit's threads on several GPUs finish tensors in no fixed order, so such a merge cannot be continued; "
+            "use --ray --ray-gpus-per-worker 1, which uses all GPUs and can be"
+        )
+
+
+def _keep_environment(before: Mapping[str, Any], now: Mapping[str, Any], options: MergeOptions) -> None:
+    """Continue under the conditions of the beginning, as far as they can be had, and say what cannot."""
+    if options.num_threads is None and before["threads"] != now["threads"]:
+        torch.set_num_threads(before["threads"])
+    if before["device"] != now["device"]:
+        log.warning(
+            "the merge began on %s and goes on on %s: the last bits may differ from those of an undisturbed one",
+            before["device"],
+            now["device"],
+        )
+
+
+class SubstituteExecutor:
+    """Takes what ``run_merge`` gives its executor, and hands it on."""
+
+    def __init__(
+        self, execute: Callable[..., Iterator[Any]], targets: Sequence[Task[Any]], math_device: Any, storage_device: Any
+    ) -> None:
+        self._execute, self._targets, self._devices = execute, targets, (math_device, storage_device)
+
+    def run(self, quiet: bool = False) -> Iterator[tuple[Task[Any], Any]]:
+        return self._execute(self._targets, self._devices)
+
+
+@contextmanager
+def _executed_by(execute: Callable[..., Iterator[Any]]) -> Generator[None]:
+    """Everything that ``run_merge`` does around the graph stays mergekit's own: only its executor is another one."""
+    from mergekit import merge
+
+    before = merge.Executor
+    merge.Executor = partial(SubstituteExecutor, execute)  # type: ignore[assignment,misc]
+    try:
+        yield
+    finally:
+        merge.Executor = before  # type: ignore[misc]
+
+
+class _TerminatedError(BaseException):
+    """SIGTERM, which by itself would end the process without a word."""
+
+
+@contextmanager
+def _ended_in_words(folder: UnfinishedMerge) -> Generator[None]:
+    """Ctrl-C and SIGTERM end with what is kept, and how to go on."""
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise _TerminatedError
+
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, terminate) if is_main else None
+    try:
+        yield
+    except (KeyboardInterrupt, _TerminatedError) as error:
+        number = signal.SIGTERM if isinstance(error, _TerminatedError) else signal.SIGINT
+        kept = len({piece.file for piece in folder.pieces.values()})
+        text = f"{kept} finished files are kept, and the same command goes on from there" if kept else "nothing is kept"
+        raise InterruptedMergeError(f"stopped: {text}", 128 + number) from None
+    finally:
+        if is_main:
+            signal.signal(signal.SIGTERM, before)
