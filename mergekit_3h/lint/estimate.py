@@ -94,14 +94,17 @@ def estimate_merge(config: Any, plan: list[PlannedTensor], models: list[NamedMod
     )
 
 
-def piece_worker_bytes(config: Any, plan: list[PlannedTensor], piece: int) -> int:
-    """Memory of a process that merges tensors up to so many bytes, or one that is larger, and then writes them."""
+def process_bytes(config: Any, plan: list[PlannedTensor], piece: int) -> tuple[int, int]:
+    """Memory of a process that merges tensors up to so many bytes, or one that is larger, and then writes them: what
+    it is without merging, and what merging one tensor takes at most."""
     plan = [tensor for tensor in plan if tensor.shape]
     matrices, options = set(decomposed(config, plan)), plain_options(config)
-    working = max((_working_bytes(config, t, options if t.name in matrices else None) for t in plan), default=0)
-    largest = max((output_bytes(config, tensor) for tensor in plan), default=0)
-    output = sum(output_bytes(config, tensor) for tensor in plan)
-    return _PROCESS_BYTES + min(output, max(piece, largest)) + working
+    working = [
+        held_bytes(config, tensor) + _working_bytes(config, tensor, options if tensor.name in matrices else None)
+        for tensor in plan
+    ]
+    sizes = [output_bytes(config, tensor) for tensor in plan]
+    return _PROCESS_BYTES + min(sum(sizes), max([piece, *sizes])), max(working, default=0)
 
 
 def decomposed(config: Any, plan: list[PlannedTensor]) -> list[str]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner, Result
 from hosts import merge_config, mergekit_yaml
@@ -38,6 +39,14 @@ def merge(config: Path, out: Path, *flags: object, status: int = 0) -> Result:
     return result
 
 
+@pytest.fixture(autouse=True)
+def _same_threads() -> Iterator[None]:
+    """The command sets torch's threads, as its process does nothing else."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def write_config(llama: Family, absolute: Path) -> Callable[..., Path]:
     """``write_config("ties", density=0.5)``: a merge of the three experts in a file."""
@@ -60,7 +69,12 @@ def reference(absolute: Path) -> Callable[..., dict[str, bytes]]:
         shutil.rmtree(out, ignore_errors=True)
         out.parent.mkdir(exist_ok=True)
         shutil.copy(config, out.with_suffix(".yml"))
-        mergekit_yaml(yaml.safe_load(config.read_text()), out, *flags)
+        given = list(flags)
+        if "--num-threads" in given:  # mergekit-yaml sets threads of torch that can be set once in a process
+            place = given.index("--num-threads")
+            torch.set_num_threads(int(given[place + 1]))
+            del given[place : place + 2]
+        mergekit_yaml(yaml.safe_load(config.read_text()), out, *given)
         return files(out)
 
     return merged

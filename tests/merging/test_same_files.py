@@ -24,11 +24,12 @@ from .conftest import SMALL, files, merge
     [
         ("tsvm", {}, SMALL),
         ("tsvm", {}, ("--async-write", "--write-threads", "2", *SMALL)),
+        ("tsvm", {}, ("--num-threads", "2", *SMALL)),
         ("dare_ties", {"density": 0.5, "weight": 0.4}, ("--random-seed", "3", *SMALL)),
         ("ties", {"density": 0.5, "weight": 0.4}, ("--no-safe-serialization", *SMALL)),
         ("linear", {"weight": 0.5}, ("--no-copy-tokenizer", "--no-write-model-card", "--clone-tensors")),
     ],
-    ids=["tsvm", "in-threads", "dare", "bin", "one-file"],
+    ids=["tsvm", "written-in-threads", "in-groups", "dare", "bin", "one-file"],
 )
 def test_the_files_are_those_of_mergekit_yaml(write_config, reference, out, method, parameters, flags) -> None:
     config = write_config(method, **parameters)

@@ -25,7 +25,7 @@ from mergekit_3h.cluster.connection import connect, require_ray, room
 from mergekit_3h.cluster.options import ClusterOptions
 from mergekit_3h.cluster.pool import RayPool
 from mergekit_3h.errors import ModelError, OptionError
-from mergekit_3h.lint.estimate import piece_worker_bytes
+from mergekit_3h.lint.estimate import process_bytes
 from mergekit_3h.methods.memory_merge import parsed_config
 from mergekit_3h.methods.merging.folder import read_shared
 from mergekit_3h.methods.merging.identity import contents_of, environment_of
@@ -45,6 +45,8 @@ _PIECES_A_WORKER = 4
 _SMALLEST_PIECE = 32_000_000
 """Bytes below which a piece is not divided further: opening files would cost more than it gains."""
 _LARGEST_PIECE = 2_000_000_000
+_LEAST_GB = 0.1
+"""For tensors side by side, where all of them are tiny."""
 _ADVICE = "or --ray-memory-per-worker. What is finished is kept; the same command goes on from there"
 
 
@@ -148,7 +150,7 @@ def merge_on_ray(
     is_ours = connect(given)
     try:
         pieces = _pieces(run, min(given.workers or room(given), max(1, room(given))))
-        scale = _with_memory(given, config, pieces)
+        scale, config = _with_memory(given, config, pieces)
         workers = max(1, min(scale.workers or room(scale), room(scale), len(pieces)))
         log.info("a merge on %d Ray workers, in %d pieces", workers, len(pieces))
         run.progress.shared_by(workers)
@@ -188,23 +190,36 @@ def _parameters(content: Any) -> Iterator[str]:
             yield from _parameters(value)
 
 
-def _with_memory(scale: ClusterOptions, config: Mapping[str, Any], pieces: list[_PlannedPiece]) -> ClusterOptions:
-    """Ray puts no more workers on a node than its memory holds, if it knows what one takes."""
+def _with_memory(
+    scale: ClusterOptions, config: Mapping[str, Any], pieces: list[_PlannedPiece]
+) -> tuple[ClusterOptions, Mapping[str, Any]]:
+    """What Ray is to reserve, and a config that keeps to it: Ray puts no more workers on a node than it holds, and a
+    worker merges no more tensors side by side."""
     from mergekit_3h.lint.host_plan import planned_tensors
     from mergekit_3h.lint.models import named_models
 
+    parsed = parsed_config(config)
+    plan, _ = planned_tensors(parsed, named_models(parsed))
+    fixed, working = process_bytes(parsed, plan, max((piece.bytes for piece in pieces), default=0))
     if scale.memory_per_worker is None:
-        parsed = parsed_config(config)
-        plan, _ = planned_tensors(parsed, named_models(parsed))
-        needed = piece_worker_bytes(parsed, plan, max((piece.bytes for piece in pieces), default=0))
-        scale = scale.model_copy(update={"memory_per_worker": needed / 1e9})
+        scale = scale.model_copy(update={"memory_per_worker": (fixed + working) / 1e9})
     if room(scale) < 1:
         has = require_ray().cluster_resources().get("memory", 0) / 1e9
         raise OptionError(
             f"a worker of this merge needs {scale.needs}, and the cluster has {has:.3g} GB for workers: lower "
             "--out-shard-size, add nodes, or say what a worker gets with --ray-memory-per-worker"
         )
-    return scale
+    parameters = dict(config.get("parameters") or {})
+    if _takes(config["merge_method"], "memory_gb"):
+        beside = (scale.memory_per_worker or 0) - fixed / 1e9
+        parameters.setdefault("memory_gb", max(beside, working / 1e9, _LEAST_GB))
+    return scale, {**config, "parameters": parameters}
+
+
+def _takes(method: str, option: str) -> bool:
+    from mergekit import merge_methods
+
+    return any(parameter.name == option for parameter in merge_methods.get(method).spec.parameters)
 
 
 def _pieces(run: RunningMerge, workers: int) -> list[_PlannedPiece]:
