@@ -101,6 +101,7 @@ def _resumable(given: dict[str, Any]) -> ResumableMerge:
         start_over=given["start_over"],
         allow_non_finite=given["allow_non_finite"],
         quiet=given["quiet"],
+        lora=given["lora"],
     )
 
 

@@ -54,6 +54,14 @@ _MERGEKIT = (
     _switch("async-write", False, "Write shards while the next one is merged; takes the memory of both."),
     click.option("--write-threads", type=click.IntRange(1), default=1, show_default=True, help="Of --async-write."),
     click.option("--lora-merge-cache", help="Folder for experts that are adapters, merged into their bases."),
+    click.option(
+        "--lora",
+        type=click.Choice(["auto", "core", "dense", "merged"]),
+        default="auto",
+        show_default=True,
+        help="Experts that are adapters on the base, by a spectral method: core, dense: as the products they are. "
+        "merged: each into its base first, as mergekit-yaml does. auto: core where it can be.",
+    ),
     click.option("--lora-merge-dtype", help="In which type adapters are merged."),
     click.option("--transformers-cache", help="Folder for models of the hub."),
     _switch("allow-crimes", False, "Let models of several architectures be merged."),

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
 from mergekit.io.tasks import LoaderCache
 from mergekit.options import MergeOptions
 
-from mergekit_3h.checkpoints.headers import fingerprint, read_checkpoint
+from mergekit_3h.checkpoints.headers import Checkpoint, fingerprint, read_checkpoint
+from mergekit_3h.checkpoints.locations import locate
 from mergekit_3h.inspection.packages import PACKAGE, version_of
 
 _OPTIONS = (
@@ -32,7 +32,7 @@ _PACKAGES = (PACKAGE, "mergekit", "torch", "transformers", "safetensors")
 def request_of(config: MergeConfiguration, options: MergeOptions) -> dict[str, Any]:
     """Config, options, versions, and the files of all models, each under a name that a refusal shows."""
     raw = config.model_dump(mode="json", exclude_none=True)
-    files = {f"files of {model}": files_of(folder) for model, folder in _folders(config, options).items()}
+    files = {f"files of {name}": files_of(folder) for name, folder in _folders(config, options).items()}
     return {
         **raw,
         **{f"--{name.replace('_', '-')}": getattr(options, name) for name in _OPTIONS},
@@ -46,8 +46,8 @@ def request_of(config: MergeConfiguration, options: MergeOptions) -> dict[str, A
 def contents_of(config: MergeConfiguration, options: MergeOptions) -> dict[str, str]:
     """A digest of every model: the same wherever the same files are, whenever they were copied there."""
     return {
-        str(model): " ".join(files_of(folder)[part] for part in ("weights", "settings"))
-        for model, folder in _folders(config, options).items()
+        name: " ".join(files_of(folder)[part] for part in ("weights", "settings"))
+        for name, folder in _folders(config, options).items()
     }
 
 
@@ -59,23 +59,27 @@ def environment_of(options: MergeOptions) -> dict[str, Any]:
     return {"device": str(name), "threads": torch.get_num_threads()}
 
 
-def _folders(config: MergeConfiguration, options: MergeOptions) -> dict[ModelReference, Path]:
-    """Where mergekit reads the models: it fetches those of the hub, and merges adapters, if it has to."""
-    cache = LoaderCache()
-    cache.loaders.clear()  # of a merge before in this process: its files may be others by now
-    cache.setup(options)
-    return {model: Path(cache.get(model).index.base_path) for model in config.referenced_models()}
+def _folders(config: MergeConfiguration, options: MergeOptions) -> dict[str, Path]:
+    """Where mergekit reads the models, and where the adapters are. It fetches those of the hub if it has to."""
+    cache, models = LoaderCache(), config.referenced_models()
+    adapters = {str(model.lora): model.lora for model in models if model.lora is not None}
+    placed = {name: locate(each.path, each.revision, options.transformers_cache) for name, each in adapters.items()}
+    return {
+        **{str(model): Path(cache.get(model).index.base_path) for model in models},
+        **{name: place.path for name, place in placed.items() if place.path is not None},
+    }
 
 
 def files_of(folder: Path) -> dict[str, str]:
-    """Digests of a model's content: samples of the weights, everything of the small files."""
+    """Digests of a model's content, or of an adapter's: samples of the weights, everything of the small files."""
     small = sorted({file for pattern in _SMALL_FILES for file in folder.glob(pattern) if file.is_file()})
     digest = hashlib.sha256()
     for file in small:
         digest.update(f"{file.name};".encode() + file.read_bytes())
-    checkpoint = read_checkpoint(folder)
-    written = {str(file.name): _times(file) for file in checkpoint.files}
-    return {"weights": fingerprint(checkpoint), "settings": digest.hexdigest(), **written}
+    adapter = sorted(folder.glob("adapter_model.*"))
+    weights = Checkpoint(folder, files=adapter) if adapter else read_checkpoint(folder)
+    written = {str(file.name): _times(file) for file in weights.files}
+    return {"weights": fingerprint(weights), "settings": digest.hexdigest(), **written}
 
 
 def _times(file: Path) -> str:

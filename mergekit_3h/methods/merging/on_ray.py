@@ -12,7 +12,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from mergekit_3h.cluster.options import ClusterOptions
 from mergekit_3h.cluster.pool import RayPool
 from mergekit_3h.errors import ModelError, OptionError
 from mergekit_3h.lint.estimate import process_bytes
+from mergekit_3h.methods.adapter_experts import LoraRoute, adapters_on_their_base
 from mergekit_3h.methods.memory_merge import parsed_config
 from mergekit_3h.methods.merging.folder import read_shared
 from mergekit_3h.methods.merging.identity import contents_of, environment_of
@@ -76,26 +77,36 @@ class MadePiece:
     shapes: dict[str, tuple[int, ...]]
 
 
+@dataclass(frozen=True)
+class MergeJob:
+    """What is merged, as it travels to the workers."""
+
+    config: Mapping[str, Any]
+    options: MergeOptions
+    lora: LoraRoute
+
+
 class MergeWorker:
     """The actor: a process that has planned the merge."""
 
-    def __init__(
-        self, config: Mapping[str, Any], options: MergeOptions, folder: Path, threads: int, allow_non_finite: bool
-    ) -> None:
+    def __init__(self, job: MergeJob, folder: Path, threads: int, allow_non_finite: bool) -> None:
         torch.set_num_threads(threads)
-        self._config, self._options, self._folder = config, options, folder
+        self._job, self._options, self._folder = job, job.options, folder
         self._threads, self._allow_non_finite = threads, allow_non_finite
-        self._devices = devices_of(options)
+        self._devices = devices_of(job.options)
 
     def open(self) -> MergeWorkerReport:
         from mergekit_3h.lint.host_plan import save_tasks
 
         LoaderCache().setup(self._options)
-        self._tasks = MergeTasks(save_tasks(parsed_config(self._config), self._options))
+        parsed = parsed_config(self._job.config)
+        self._adapters = adapters_on_their_base(parsed, self._job.lora, self._options)  # as long as the process lives
+        self._adapters.__enter__()
+        self._tasks = MergeTasks(save_tasks(parsed_config(self._job.config), self._options))
         self._tasks.shared = read_shared(self._folder)
         environment = environment_of(self._options)
         return MergeWorkerReport(
-            contents_of(parsed_config(self._config), self._options),
+            contents_of(parsed, self._options),
             frozenset(self._tasks.saves),
             (f"torch {torch.__version__}", str(environment["device"]), f"{self._threads} threads"),
             platform.node(),
@@ -121,8 +132,8 @@ class MergeWorker:
         for done in self._tasks.run(names, writer, self._devices, DrawWatch()):
             if done.has_drawn:
                 raise RandomMethodError(
-                    f"the merge method {self._config['merge_method']!r} draws random numbers, each tensor from where "
-                    "the one before has left the generator, so its tensors cannot be merged side by side with "
+                    f"the merge method {self._job.config['merge_method']!r} draws random numbers, each tensor from "
+                    "where the one before has left the generator, so its tensors cannot be merged side by side with "
                     "mergekit's result; leave --ray out: such a merge can be interrupted and continued as well"
                 )
         writer.flush()
@@ -141,20 +152,18 @@ class _PlannedPiece:
     """As expected."""
 
 
-def merge_on_ray(
-    run: RunningMerge, config: Mapping[str, Any], contents: Mapping[str, str], given: ClusterOptions
-) -> None:
+def merge_on_ray(run: RunningMerge, job: MergeJob, contents: Mapping[str, str], given: ClusterOptions) -> None:
     """Make everything that is not finished."""
     if not run.gaps() and not run.unlike():
         return
     is_ours = connect(given)
     try:
         pieces = _pieces(run, min(given.workers or room(given), max(1, room(given))))
-        scale, config = _with_memory(given, config, pieces)
+        scale, job = _with_memory(given, job, pieces)
         workers = max(1, min(scale.workers or room(scale), room(scale), len(pieces)))
         log.info("a merge on %d Ray workers, in %d pieces", workers, len(pieces))
         run.progress.shared_by(workers)
-        start, accept = _starting(run, config, scale), _Acceptance(run, contents)
+        start, accept = _starting(run, job, scale), _Acceptance(run, contents)
         pool = RayPool(start, workers, scale, accept, advice=_ADVICE)
         try:
             _make(run, pool, pieces)
@@ -190,15 +199,13 @@ def _parameters(content: Any) -> Iterator[str]:
             yield from _parameters(value)
 
 
-def _with_memory(
-    scale: ClusterOptions, config: Mapping[str, Any], pieces: list[_PlannedPiece]
-) -> tuple[ClusterOptions, Mapping[str, Any]]:
+def _with_memory(scale: ClusterOptions, job: MergeJob, pieces: list[_PlannedPiece]) -> tuple[ClusterOptions, MergeJob]:
     """What Ray is to reserve, and a config that keeps to it: Ray puts no more workers on a node than it holds, and a
     worker merges no more tensors side by side."""
     from mergekit_3h.lint.host_plan import planned_tensors
     from mergekit_3h.lint.models import named_models
 
-    parsed = parsed_config(config)
+    parsed = parsed_config(job.config)
     plan, _ = planned_tensors(parsed, named_models(parsed))
     fixed, working = process_bytes(parsed, plan, max((piece.bytes for piece in pieces), default=0))
     if scale.memory_per_worker is None:
@@ -209,11 +216,11 @@ def _with_memory(
             f"a worker of this merge needs {scale.needs}, and the cluster has {has:.3g} GB for workers: lower "
             "--out-shard-size, add nodes, or say what a worker gets with --ray-memory-per-worker"
         )
-    parameters = dict(config.get("parameters") or {})
-    if _takes(config["merge_method"], "memory_gb"):
+    parameters = dict(job.config.get("parameters") or {})
+    if _takes(job.config["merge_method"], "memory_gb"):
         beside = (scale.memory_per_worker or 0) - fixed / 1e9
         parameters.setdefault("memory_gb", max(beside, working / 1e9, _LEAST_GB))
-    return scale, {**config, "parameters": parameters}
+    return scale, replace(job, config={**job.config, "parameters": parameters})
 
 
 def _takes(method: str, option: str) -> bool:
@@ -238,11 +245,11 @@ def _pieces(run: RunningMerge, workers: int) -> list[_PlannedPiece]:
     ]
 
 
-def _starting(run: RunningMerge, config: Mapping[str, Any], scale: ClusterOptions) -> Callable[[], Any]:
+def _starting(run: RunningMerge, job: MergeJob, scale: ClusterOptions) -> Callable[[], Any]:
     # Ray's own restarts would call a worker's methods before it has planned again; the pool does better.
     actor: Any = require_ray().remote(**scale.reserved(), max_restarts=0)(MergeWorker)
     threads = scale.threads or torch.get_num_threads()
-    given = (dict(config), run.options, run.folder.pieces_folder, threads, run.allow_non_finite)
+    given = (job, run.folder.pieces_folder, threads, run.allow_non_finite)
     return lambda: actor.remote(*given)
 
 

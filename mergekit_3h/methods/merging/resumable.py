@@ -15,12 +15,14 @@ from typing import Any
 
 import torch
 from mergekit.graph import Task
+from mergekit.io.tasks import LoaderCache
 from mergekit.options import MergeOptions
 
 from mergekit_3h.cluster.connection import require_ray
 from mergekit_3h.cluster.options import ClusterOptions
 from mergekit_3h.diagnostics.record import continued_record
 from mergekit_3h.errors import ModelError, OptionError, ThreeHError
+from mergekit_3h.methods.adapter_experts import LoraRoute, adapters_on_their_base
 from mergekit_3h.methods.memory_merge import explained, parsed_config
 from mergekit_3h.methods.merging.folder import UnfinishedMerge, require_usable
 from mergekit_3h.methods.merging.identity import contents_of, environment_of, request_of
@@ -55,6 +57,8 @@ class ResumableMerge:
     start_over: bool = False
     allow_non_finite: bool = False
     quiet: bool = False
+    lora: LoraRoute = "auto"
+    """How experts that are adapters on the base are merged by a spectral method."""
 
     def write(self, config: Mapping[str, Any], out: Path, source: str) -> None:
         """The whole model in ``out``. ``source`` is the config's text, which the model card quotes."""
@@ -67,13 +71,22 @@ class ResumableMerge:
             require_ray()  # it takes SIGTERM for itself when it is imported, so that has to be before we do
         if self.options.num_threads is not None:
             torch.set_num_threads(self.options.num_threads)
-        with explained("the merge"):
-            request = request_of(parsed_config(config), self.options)
-        environment = environment_of(self.options)
-        folder = UnfinishedMerge(out, request, environment, start_over=self.start_over)
+        parsed = parsed_config(config)
+        loaders = LoaderCache()
+        loaders.loaders.clear()  # of a merge before in this process: its files may be others by now
+        loaders.setup(self.options)
+        with explained("the merge"), adapters_on_their_base(parsed, self.lora, self.options) as experts:
+            request = request_of(parsed, self.options)
+            if experts is not None:
+                request["--lora"] = experts.route
+            self._continue(
+                config, source, UnfinishedMerge(out, request, environment_of(self.options), start_over=self.start_over)
+            )
+
+    def _continue(self, config: Mapping[str, Any], source: str, folder: UnfinishedMerge) -> None:
         try:
-            with _ended_in_words(folder), explained("the merge"):
-                _keep_environment(folder.environment, environment, self.options)
+            with _ended_in_words(folder):
+                _keep_environment(folder.environment, environment_of(self.options), self.options)
                 _Execution(self, folder, config).run(source)
         finally:
             folder.close()
@@ -119,10 +132,12 @@ class _Execution:
 
     def _make(self, run: RunningMerge, devices: Devices) -> None:
         if self._merge.cluster is not None:
-            from mergekit_3h.methods.merging.on_ray import merge_on_ray
+            from mergekit_3h.methods.merging.on_ray import MergeJob, merge_on_ray
 
             contents = contents_of(parsed_config(self._config), self._merge.options)
-            merge_on_ray(run, self._config, contents, self._merge.cluster)
+            merge_on_ray(
+                run, MergeJob(self._config, self._merge.options, self._merge.lora), contents, self._merge.cluster
+            )
             return
         with continued_record(run.finished()):
             merge_here(run, devices)
