@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fusion_bench_ext.models import OpenModel
 from mergekit_3h.checkpoints.adapted_base import AdaptedBase, PlacedAdapter, require_trained_on
 from mergekit_3h.checkpoints.adapters import PREFIX, Adapter, is_adapter, open_adapter
+from mergekit_3h.checkpoints.headers import read_checkpoint
 from mergekit_3h.checkpoints.locations import locate
 from mergekit_3h.errors import ModelError
 from mergekit_3h.kernels.core_space import LowRank
@@ -54,7 +55,7 @@ def adapter_in_folder(name: str, entry: Any, base_path: str | None) -> Adapter |
     """The adapter that a pool's entry names, if it is on this machine and on the pool's base, which is not loaded."""
     path, trained_on = _named(entry)
     folder = locate(path).path if path is not None else None
-    if folder is None or not is_adapter(folder) or (folder / "config.json").is_file():
+    if folder is None or not is_adapter(folder) or read_checkpoint(folder).files:
         return None
     on_base = locate(base_path).path if base_path is not None else None
     if trained_on is not None and (base_path is None or not _is_one_model(trained_on, base_path)):

@@ -103,6 +103,8 @@ def merged_update(
     require_route(method, route)
     given.require_mergeable()
     updates, factors = [update.to(device) for update in given.updates.values()], given.factors
+    if is_kept(given.name, method.keep_base):
+        return LowRank(updates[0].left[:, :0], updates[0].right[:0]), None
     if matches(given.name, method.exclude):
         return weighted_low_rank_sum(updates, [factor / len(factors) for factor in factors]), None
     reports: list[Any] = []
