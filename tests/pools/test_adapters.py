@@ -11,7 +11,7 @@ import transformers
 from fusion_bench.compat.modelpool import PeftModelForSeq2SeqLMPool  # its own module imports this one in a circle
 from fusion_bench.modelpool import BaseModelPool, CausalLMPool
 from omegaconf import OmegaConf
-from tiny_adapters import adapted_model, write_adapter, write_adapters
+from tiny_adapters import adapted_model, write_adapters
 from tiny_models import Family, tiny_model
 from torch import Tensor
 
