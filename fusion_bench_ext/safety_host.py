@@ -162,11 +162,11 @@ class PoolHost:
         module = build_module(self._base, {name: self._base.load(name).clone() for name in names})
         return module.to(device) if dtype == "auto" else module.to(device=device, dtype=getattr(torch, dtype))
 
-    def fixed(self, weights: Mapping[str, Any], options: Mapping[str, float]) -> PoolFixedMerge:
+    def fixed(self, weights: Mapping[str, Any], options: Mapping[str, Any]) -> PoolFixedMerge:
         combination, experts = self.combination.with_options(options), [expert.name for expert in self._experts]
         return PoolFixedMerge(combination, weights, self._base.name, experts, self._seed, self._tensors)
 
-    def static(self, weights: Mapping[str, Any], options: Mapping[str, float]) -> dict[str, Any] | None:
+    def static(self, weights: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any] | None:
         base, *experts = self._paths.items()
         if None in self._paths.values():
             return None

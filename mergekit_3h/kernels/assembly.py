@@ -29,6 +29,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from mergekit_3h.kernels.blocks import sum_in_blocks
 from mergekit_3h.kernels.cores import Core, CoredFactors
 from mergekit_3h.kernels.decompositions import spectrum_of
 from mergekit_3h.kernels.factors import SingularFactors
@@ -82,21 +83,31 @@ class Plan:
 
 
 @torch.no_grad()
-def merge(tasks: TaskMatrices, weights: Sequence[float], settings: Settings) -> tuple[Tensor, Report]:
-    """The merged update M, and how it came about. ``weights`` are the user's factors w_i."""
+def merge(
+    tasks: TaskMatrices,
+    weights: Sequence[float],
+    settings: Settings,
+    blocks: Sequence[Sequence[float]] | None = None,
+) -> tuple[Tensor, Report]:
+    """The merged update M, and how it came about. ``weights`` are the user's factors w_i, ``blocks`` those on blocks of
+    every task's singular components, the largest first."""
     plan = plan_layer(tasks, settings)
-    shares, report = _shares(tasks, plan, settings)
-    return shares.weighted_sum([w * alpha for w, alpha in zip(weights, plan.alphas, strict=True)]), report
+    shares, report = _shares(tasks, plan, settings, is_decomposed=blocks is not None)
+    scales = [w * alpha for w, alpha in zip(weights, plan.alphas, strict=True)]
+    if blocks is not None:
+        return sum_in_blocks(tasks, shares, scales, blocks), report
+    return shares.weighted_sum(scales), report
 
 
 @torch.no_grad()
-def components(tasks: TaskMatrices, settings: Settings) -> list[tuple[Tensor, Tensor]]:
+def components(tasks: TaskMatrices, settings: Settings, *, is_decomposed: bool = False) -> list[tuple[Tensor, Tensor]]:
     """Factors (rows x k_i) (k_i x columns) of each C_i in M = sum_i w_i C_i, as the checkpoint is oriented.
 
-    M is linear in the user's factors w_i, so a search over them needs the decompositions once.
+    M is linear in the user's factors w_i, so a search over them needs the decompositions once. ``is_decomposed``: the
+    inner dimension is that of singular components also where no decomposition is needed.
     """
     plan = plan_layer(tasks, settings)
-    shares, _ = _shares(tasks, plan, settings)
+    shares, _ = _shares(tasks, plan, settings, is_decomposed=is_decomposed)
     found = [
         (left * alpha, right)
         for alpha, (left, right) in zip(plan.alphas, map(shares.share, range(len(tasks))), strict=True)
@@ -125,14 +136,17 @@ def plan_layer(tasks: TaskMatrices, settings: Settings) -> Plan:
     return Plan(outlier_weights(masses, settings), omega, rules, tolls)
 
 
-def _shares(tasks: TaskMatrices, plan: Plan, settings: Settings) -> tuple[Shares, Report]:
+def _shares(
+    tasks: TaskMatrices, plan: Plan, settings: Settings, *, is_decomposed: bool = False
+) -> tuple[Shares, Report]:
     """Step 4: what each task adds to the merge, before its factor w_i alpha_i."""
     n = len(tasks)
     is_literal = settings.order == "orthogonalize_first"
     output, input_ = settings.softness
     softness = (input_, output) if tasks.is_wide else (output, input_)
     if settings.core == "block_diagonal" and (n == 1 or (is_literal and tasks.rows == tasks.columns)):
-        cut = decompose(tasks, [None if rule.keeps_everything else rule for rule in plan.rules], settings)
+        rules = [None if rule.keeps_everything and not is_decomposed else rule for rule in plan.rules]
+        cut = decompose(tasks, rules, settings)
         ranks = [tasks.columns if spectrum is None else spectrum.rank for spectrum in cut]
         both = math.sqrt(overlap_of(n, softness[0]) * overlap_of(n, softness[1]))
         return Truncations(tasks, cut, divisor=both if is_literal else 1), _report(plan, cut, ranks)

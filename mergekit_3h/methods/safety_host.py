@@ -67,10 +67,10 @@ class MergekitHost:
     def searched_module(self, device: Any, dtype: str) -> nn.Module:
         return load_model(self.folders[BASE_LABEL], dtype, device, self._options.trust_remote_code)
 
-    def fixed(self, weights: Mapping[str, Any], options: Mapping[str, float]) -> MergekitFixedMerge:
+    def fixed(self, weights: Mapping[str, Any], options: Mapping[str, Any]) -> MergekitFixedMerge:
         return MergekitFixedMerge(self.request.with_options(options), weights, self._options)
 
-    def static(self, weights: Mapping[str, Any], options: Mapping[str, float]) -> dict[str, Any]:
+    def static(self, weights: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
         return self.request.with_options(options).static(weights)
 
     def report_folder(self) -> Path | None:

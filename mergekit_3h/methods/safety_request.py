@@ -42,7 +42,7 @@ class SafetyRequest:
         """All models by label, the base first."""
         return {BASE_LABEL: self.base, **self.experts}
 
-    def with_options(self, values: Mapping[str, float]) -> SafetyRequest:
+    def with_options(self, values: Mapping[str, Any]) -> SafetyRequest:
         """The same with these values for options of the method that combines the models."""
         return replace(self, combination=self.combination.with_options(values))
 
@@ -128,18 +128,18 @@ def read_request(config: Any, overrides: Mapping[str, Any] | None = None) -> Saf
     if config.merge_method != METHOD_NAME:
         given["combine"] = config.merge_method
     given.update(overrides or {})
-    finds_weights = WEIGHT in searched_names(str(given.get("over", WEIGHT)))
-    if config.merge_method != METHOD_NAME and finds_weights:
-        shared.pop(WEIGHT, None)
     if "combine" in given:
         specs = [method.spec for method in registered_methods()]
-        require_searchable(given["combine"], specs, with_weights=finds_weights)
+        with_weights = WEIGHT in searched_names(str(given.get("over", WEIGHT)))
+        require_searchable(given["combine"], specs, with_weights=with_weights)
     options = parse_safety_merge_options(given)
     _require_known_parameters(config, merge_methods.get(options.search.combine), options.search)
     experts = labelled_models([model for model, _ in inputs if str(model) != base])
     if not experts:
         raise ModelError("safety_merge needs at least one expert beside the base model: add it under `models:`")
-    dropped = config.merge_method != METHOD_NAME and finds_weights
+    dropped = config.merge_method != METHOD_NAME and options.search.finds_weights
+    if dropped:
+        shared.pop(WEIGHT, None)
     own = {label: _own_parameters(inputs, model, dropped) for label, model in experts.items()}
     kept = {
         key: raw[key] for key in ("dtype", "out_dtype", "tokenizer_source", "tokenizer", "chat_template") if key in raw

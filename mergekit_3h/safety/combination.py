@@ -16,7 +16,6 @@ from mergekit_3h.search.tuning import (
     WEIGHT,
     host_axes,
     require_plain_starts,
-    searched_names,
     searched_options,
     spectral_axes,
 )
@@ -39,7 +38,18 @@ class Combination:
 
     @property
     def finds_weights(self) -> bool:
-        return WEIGHT in searched_names(self.given.search.over)
+        return self.given.search.finds_weights
+
+    def plain_weights(self, experts: Collection[str]) -> list[float]:
+        """The experts' weights, one number each, where blocks of their components are searched."""
+        found = [self.own.get(label, {}).get(WEIGHT, self.shared.get(WEIGHT, 1.0)) for label in experts]
+        for weight in found:
+            if isinstance(weight, bool) or not isinstance(weight, int | float):
+                raise OptionError(
+                    f"option 'component_blocks': an expert has the weight {weight!r}; while blocks are searched, each "
+                    "has one number for all tensors"
+                )
+        return found
 
     def axes(self, spec: Any, experts: int) -> tuple[Axis, ...]:
         """The options of the method that are searched; ``spec`` is mergekit's declaration of it."""
@@ -53,6 +63,8 @@ class Combination:
         """Raise unless the parameters say what an option that is searched starts from, and what is merged with it."""
         names = searched_options(self.given.search.over)
         require_plain_starts(names, self.shared, self.own)
+        if self.given.search.component_blocks and "block_weights" in self.shared:
+            raise OptionError("parameters.block_weights: these are what component_blocks searches; remove them")
         if self.finds_weights:
             return
         needs = any(parameter.name == WEIGHT and parameter.required for parameter in spec.parameters)
@@ -63,7 +75,7 @@ class Combination:
                 f"too, by over '{WEIGHT},{self.given.search.over}'"
             )
 
-    def with_options(self, values: Mapping[str, float]) -> Combination:
+    def with_options(self, values: Mapping[str, Any]) -> Combination:
         """The same with these values for options of the method."""
         return replace(self, shared={**self.shared, **values})
 
@@ -71,13 +83,14 @@ class Combination:
         """The spectral method with its options, if one combines the models."""
         if self.method not in registry.names():
             return None
-        for name, value in self.shared.items():
+        options = {name: value for name, value in self.shared.items() if name != WEIGHT}
+        for name, value in options.items():
             if isinstance(value, list | dict):
                 raise OptionError(
                     f"option {name!r}: got {value!r}; while safety_merge searches, {self.method} takes one value for "
                     "all tensors"
                 )
-        return registry.parse_options(self.method, self.shared)
+        return registry.parse_options(self.method, options)
 
     def records(self) -> list[LocatedRecord]:
         """The records of the data files. What can be wrong with them, or with the report's place, shows here."""
@@ -105,7 +118,7 @@ class Combination:
 
 def require_free_weights(options: SearchOptions, where: str, parameters: Mapping[str, Any]) -> None:
     """Raise if the parameters at this place fix what the search is to find."""
-    if WEIGHT in parameters and WEIGHT in searched_names(options.over):
+    if WEIGHT in parameters and options.finds_weights:
         raise OptionError(f"{where}.weight: the weights are what safety_merge searches; remove it")
     if not searched_options(options.over):
         require_plain(options.combine, where, parameters)

@@ -140,7 +140,10 @@ def checked_problem(host: SafetyHost[FixedMerge]) -> Problem:
         combine = fixed.combine
     if axes:
         tuning = Tuning(axes, fixed.combine, scales=_is_factor(fixed, axes, len(experts)))
-    return Problem(models.base, models.experts, models.module, tokenizer, records, options, method, combine, tuning)
+    weights = combination.plain_weights(experts) if options.component_blocks else None
+    return Problem(
+        models.base, models.experts, models.module, tokenizer, records, options, method, combine, tuning, weights
+    )
 
 
 def _require_all(fixed: FixedMerge, names: Sequence[str]) -> None:

@@ -92,12 +92,12 @@ class SafetyHost(Protocol[Fixed]):
         """A module with the base's weights that candidates are written into; ``auto``: in their own data type."""
         ...
 
-    def fixed(self, weights: Mapping[str, Any], options: Mapping[str, float]) -> Fixed:
+    def fixed(self, weights: Mapping[str, Any], options: Mapping[str, Any]) -> Fixed:
         """The merge with these ``weight`` parameters by label, which may have filters, unless the weights are not
         searched, and with these options of the method."""
         ...
 
-    def static(self, weights: Mapping[str, Any], options: Mapping[str, float]) -> dict[str, Any] | None:
+    def static(self, weights: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any] | None:
         """The mergekit config of that merge; None if mergekit could not find the models."""
         ...
 

@@ -45,7 +45,7 @@ def write_static(path: Path, static: Mapping[str, Any], solution: Solution) -> N
     import yaml
 
     losses = ", ".join(f"{name} {loss:.5g}" for name, loss in solution.best.measured.losses.items())
-    what = "Options" if solution.layout.options else "Weights"
+    what = "Options" if solution.option_values() else "Weights"
     header = (
         f"# {what} found by safety_merge ({solution.options.solver}, {len(solution.points)} evaluations, seed "
         f"{solution.options.seed}); losses: {losses}.\n# mergekit-yaml {path.name} OUTPUT merges with them, without "

@@ -154,6 +154,26 @@ class LinearFamily:
 
 
 @dataclass(frozen=True)
+class ConstantFamily:
+    """A tensor that no coefficient changes: one that has no singular components, where blocks of them are searched."""
+
+    merged: Tensor
+    coefficients: int
+
+    def at(self, coefficients: Sequence[float], device: torch.device) -> Tensor:
+        return self.merged.to(device)
+
+    def inner_products(self, gradient: Tensor) -> list[Tensor]:
+        return [gradient.new_zeros((), dtype=torch.float64)] * self.coefficients
+
+    def size(self) -> int:
+        return self.merged.nbytes
+
+    def moved(self, device: torch.device) -> ConstantFamily:
+        return ConstantFamily(self.merged.to(device), self.coefficients)
+
+
+@dataclass(frozen=True)
 class MergedFamily:
     """A combination that is not linear: every candidate is merged anew, in memory, by the host's method."""
 

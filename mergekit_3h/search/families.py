@@ -14,6 +14,7 @@ from mergekit_3h.errors import OptionError
 from mergekit_3h.search.components import (
     Combine,
     Component,
+    ConstantFamily,
     Dense,
     Factors,
     LinearFamily,
@@ -23,7 +24,14 @@ from mergekit_3h.search.components import (
 )
 from mergekit_3h.search.options import SearchOptions
 from mergekit_3h.spectral.method import SpectralMethod
-from mergekit_3h.spectral.tensors import ExpertShare, averaged_factor, merges_as_matrices, tensor_components
+from mergekit_3h.spectral.tensors import (
+    ExpertShare,
+    averaged_factor,
+    merge_tensor,
+    merges_as_matrices,
+    tensor_blocks,
+    tensor_components,
+)
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +80,33 @@ def _decorrelated(
     there = {label: tensor.to(device) for label, tensor in experts.items()}
     shares = tensor_components(name, base.to(device), there, method, held_at=held_at)
     return LinearFamily(base, tuple(_kept(share, base) for share in shares.values()))
+
+
+def block_families(
+    names: Sequence[str],
+    base: WeightSource,
+    experts: Sequence[WeightSource],
+    options: SearchOptions,
+    method: SpectralMethod,
+    weights: Sequence[float] | None,
+    device: torch.device,
+) -> dict[str, TensorFamily]:
+    """Every matrix as a function of the coefficients of its experts' blocks; others as the method merges them."""
+    blocks, factors = options.component_blocks, list(weights or [1.0] * len(experts))
+    log.info("%s: %d blocks of each of %d experts in %d tensors", method.name, blocks, len(experts), len(names))
+    made: dict[str, TensorFamily] = {}
+    for name in names:
+        base_tensor = base.tensor(name)
+        there = {expert.label: expert.tensor(name).to(device) for expert in experts}
+        if not merges_as_matrices(name, base_tensor, method):
+            own = dict(zip(there, factors, strict=True))
+            merged = merge_tensor(name, base_tensor.to(device), there, own, method).to(base_tensor.device)
+            made[name] = ConstantFamily(merged, len(experts) * blocks)
+            continue
+        shares = tensor_blocks(name, base_tensor.to(device), there, method, blocks)
+        kept = [_kept(share.times(factors[i // blocks]), base_tensor) for i, share in enumerate(shares)]
+        made[name] = LinearFamily(base_tensor, tuple(kept))
+    return made
 
 
 def _kept(share: ExpertShare, like: Tensor) -> Component:

@@ -38,6 +38,8 @@ class Layout:
     experts: tuple[str, ...]
     groups: tuple[Group, ...]
     options: tuple[Axis, ...] = ()
+    blocks: int = 0
+    """Blocks of each expert's singular components that have a coefficient of their own; 0: the expert has one."""
 
     @property
     def dimension(self) -> int:
@@ -45,44 +47,51 @@ class Layout:
 
     @property
     def weights(self) -> int:
-        """How many of the coefficients are weights of experts."""
-        return len(self.experts) * len(self.groups)
+        """How many of the coefficients are weights of experts, or of blocks of them."""
+        return len(self.columns) * len(self.groups)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What has a coefficient in every group: an expert, or each block of its components."""
+        if not self.blocks:
+            return self.experts
+        return tuple(f"{expert} #{block}" for expert in self.experts for block in range(1, self.blocks + 1))
 
     def names(self) -> list[str]:
         """A name for every coefficient."""
         options = [axis.name for axis in self.options]
         if len(self.groups) == 1:
-            return [*self.experts, *options]
-        return [*(f"{expert} @ {group.name}" for group in self.groups for expert in self.experts), *options]
+            return [*self.columns, *options]
+        return [*(f"{column} @ {group.name}" for group in self.groups for column in self.columns), *options]
 
     def group_index(self, tensor: str) -> int:
         """The group whose coefficients the tensor takes."""
         return next(index for index, group in enumerate(self.groups) if group.takes(tensor))
 
     def offset(self, tensor: str) -> int:
-        """Where the tensor's coefficients begin in the vector; there are as many as experts."""
-        return self.group_index(tensor) * len(self.experts)
+        """Where the tensor's coefficients begin in the vector; there are as many as columns."""
+        return self.group_index(tensor) * len(self.columns)
 
     def of_tensor(self, coefficients: Sequence[float], tensor: str) -> list[float]:
-        """The weights of one tensor, an expert each; none where they are not searched."""
+        """The weights of one tensor, a column each; none where they are not searched."""
         if not self.groups:
             return []
         begin = self.offset(tensor)
-        return list(coefficients[begin : begin + len(self.experts)])
+        return list(coefficients[begin : begin + len(self.columns)])
 
     def option_values(self, coefficients: Sequence[float]) -> dict[str, float]:
         """The options of the method that are searched, by name."""
         return {axis.name: value for axis, value in zip(self.options, coefficients[self.weights :], strict=True)}
 
     def by_group(self, coefficients: Sequence[float]) -> dict[str, dict[str, float]]:
-        """Coefficients as {group: {expert: value}}, for reports and plots."""
+        """Coefficients as {group: {column: value}}, for reports and plots."""
         values = iter(coefficients)
-        return {group.name: {expert: next(values) for expert in self.experts} for group in self.groups}
+        return {group.name: {column: next(values) for column in self.columns} for group in self.groups}
 
     def mergekit_weights(self, coefficients: Sequence[float]) -> dict[str, float | list[dict[str, float | str]]]:
         """The ``weight`` parameter of each expert as a mergekit config takes it; none where they are not searched."""
         groups = self.by_group(coefficients)
-        if not groups:
+        if not groups or self.blocks:
             return {}
         if len(self.groups) == 1:
             return dict(next(iter(groups.values())))
@@ -97,6 +106,15 @@ class Layout:
             weights[expert] = conditions
         return weights
 
+    def by_block(self, coefficients: Sequence[float]) -> list[tuple[Group, list[list[float]]]]:
+        """The coefficients of the blocks of every expert, by group."""
+        groups = self.by_group(coefficients)
+        return [(group, _divided(list(groups[group.name].values()), self.blocks)) for group in self.groups]
+
+
+def _divided(values: list[float], size: int) -> list[list[float]]:
+    return [values[i : i + size] for i in range(0, len(values), size)]
+
 
 def layout_of(
     tensors: Iterable[str],
@@ -105,6 +123,7 @@ def layout_of(
     options: Sequence[Axis] = (),
     *,
     with_weights: bool = True,
+    blocks: int = 0,
 ) -> Layout:
     """The layout of a model with these tensors; ``granularity`` 0 is one group, k is groups of k layers.
 
@@ -114,7 +133,7 @@ def layout_of(
     if not with_weights:
         return Layout(tuple(experts), (), tuple(options))
     if granularity == 0:
-        return Layout(tuple(experts), (Group("all", ()),), tuple(options))
+        return Layout(tuple(experts), (Group("all", ()),), tuple(options), blocks)
     intended = {name: _layer(name) for name in tensors}
     stacks: dict[str, set[int]] = {}
     for layer in intended.values():
@@ -131,7 +150,7 @@ def layout_of(
         groups += _stack_groups(prefix, sorted(stacks[prefix]), granularity)
     if None in intended.values():
         groups.append(Group(REST, ()))
-    layout = Layout(tuple(experts), tuple(groups), tuple(options))
+    layout = Layout(tuple(experts), tuple(groups), tuple(options), blocks)
     _require_unambiguous(layout, intended)
     return layout
 

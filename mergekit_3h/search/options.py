@@ -15,7 +15,7 @@ from mergekit_3h.errors import OptionError
 from mergekit_3h.losses.options import LossOptions
 from mergekit_3h.options import parsed
 from mergekit_3h.search.combinations import held_combinations, is_held, is_linear, linear_combinations
-from mergekit_3h.search.tuning import WEIGHT, searched_options
+from mergekit_3h.search.tuning import WEIGHT, searched_names, searched_options
 from mergekit_3h.spectral import registry
 
 SolverName = Literal["climb", "cocktail", "cmaes", "gradient", "grid"]
@@ -72,6 +72,12 @@ class SearchOptions(LossOptions):
         ge=0,
         description="0: one coefficient per expert. k: one per expert and group of k consecutive layers, and one per "
         "expert for the tensors outside the layers (embeddings, final norm, head).",
+    )
+    component_blocks: int = Field(
+        0,
+        ge=0,
+        description="k: instead of a coefficient for each expert, one for each of k blocks of its singular components, "
+        "the largest first, with the weights that the config has; tsvm and rtsvm only. 0: no blocks.",
     )
     max_evaluations: int = Field(
         100,
@@ -136,6 +142,11 @@ class SearchOptions(LossOptions):
         "what is free once the model is loaded.",
     )
 
+    @property
+    def finds_weights(self) -> bool:
+        """Whether the experts' weights are among what is searched."""
+        return WEIGHT in searched_names(self.over) and not self.component_blocks
+
     def set_weights(self) -> dict[str, float]:
         """Factor of each set's loss, whether there is such a set or not."""
         return {
@@ -176,6 +187,8 @@ def parse_search_options(given: Mapping[str, Any]) -> SearchOptions:
 
 
 def _require_consistent(options: SearchOptions) -> None:
+    if options.component_blocks:
+        _require_blocks(options)
     if searched_options(options.over) and options.solver != "climb":
         raise OptionError(
             f"option 'solver': got {options.solver!r} with over {options.over!r}; options of a method are found by "
@@ -202,3 +215,17 @@ def _require_consistent(options: SearchOptions) -> None:
             for s in weights
         )
         raise OptionError(f"options {names}: all are 0, so every candidate scores alike; give at least one a weight")
+
+
+def _require_blocks(options: SearchOptions) -> None:
+    can = [name for name, method in registry.methods().items() if method.has_blocks]
+    if options.combine not in can:
+        raise OptionError(
+            f"option 'component_blocks': got {options.component_blocks} with combine {options.combine!r}; only "
+            f"{', '.join(can)} merge singular components of every expert"
+        )
+    if options.over != WEIGHT or options.solver == "cocktail":
+        raise OptionError(
+            f"option 'component_blocks': got {options.component_blocks} with over {options.over!r} and solver "
+            f"{options.solver!r}; the blocks' coefficients are what is searched, by gradient, cmaes, climb or grid"
+        )

@@ -61,8 +61,8 @@ def _front(axes: Any, solution: Solution) -> None:
 
 def _heat_map(figure: Any, axes: Any, solution: Solution) -> None:
     groups = solution.layout.by_group(solution.coefficients)
-    values = [[of_group[expert] for of_group in groups.values()] for expert in solution.layout.experts]
+    values = [[of_group[expert] for of_group in groups.values()] for expert in solution.layout.columns]
     image = axes.imshow(values, aspect="auto", cmap="viridis")
-    axes.set_yticks(range(len(values)), solution.layout.experts)
+    axes.set_yticks(range(len(values)), solution.layout.columns)
     axes.set_xticks(range(len(groups)), list(groups), rotation=90, fontsize=6)
     figure.colorbar(image, ax=axes, label="coefficient")

@@ -33,7 +33,7 @@ from mergekit_3h.losses.tokenizers import shared_tokenizer
 from mergekit_3h.search.candidate_model import CandidateModel, merged_parameters
 from mergekit_3h.search.combinations import is_held, is_linear, linear_combinations
 from mergekit_3h.search.components import Combine
-from mergekit_3h.search.families import families, placed
+from mergekit_3h.search.families import block_families, families, placed
 from mergekit_3h.search.layout import Layout, layout_of
 from mergekit_3h.search.options import SearchOptions
 from mergekit_3h.search.runner import LocalRunner
@@ -50,7 +50,8 @@ class Problem:
 
     ``model`` is a loaded model of the base's architecture, which the search overwrites. ``method`` are the options of
     the spectral method, if one combines. ``combine`` merges one tensor where the combination is not linear in them,
-    ``tuning`` under other options of the method, where those are searched.
+    ``tuning`` under other options of the method, where those are searched. ``weights`` are those of the experts where
+    blocks of their components are searched, 1 if unset.
     """
 
     base: WeightSource
@@ -62,6 +63,7 @@ class Problem:
     method: SpectralMethod | None = None
     combine: Combine | None = None
     tuning: Tuning | None = None
+    weights: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
         labels = [self.base.label, *(expert.label for expert in self.experts)]
@@ -102,6 +104,7 @@ class Problem:
             self.options.layer_granularity,
             self.tuning.axes if self.tuning else (),
             with_weights=WEIGHT in searched_names(self.options.over),
+            blocks=self.options.component_blocks,
         )
 
     def identity(self) -> dict[str, object]:
@@ -118,7 +121,9 @@ class Problem:
         parameters = merged_parameters(self.model, self.base.names())
         device = next(iter(parameters.values())).device
         names = list(parameters)
-        if self.tuning is not None:
+        if self.method is not None and self.options.component_blocks:
+            made = block_families(names, self.base, self.experts, self.options, self.method, self.weights, device)
+        elif self.tuning is not None:
             made = tuned_families(names, self.base, self.experts, self.tuning)
         else:
             made = families(names, self.base, self.experts, self.options, self.method, self.combine, device)

@@ -13,6 +13,7 @@ from mergekit_3h.search.runner import Measurement
 from mergekit_3h.search.scoring import Scoring, pareto_front
 from mergekit_3h.search.search import Point
 from mergekit_3h.search.tuning import FACTOR
+from mergekit_3h.spectral.tsvm import block_weights_text
 
 _MOST_NAMED = 5
 
@@ -44,17 +45,29 @@ class Solution:
         return sum(point.measured.passes for point in self.points)
 
     def of_tensor(self, tensor: str) -> dict[str, float]:
-        """The coefficient of every expert for one tensor."""
-        return dict(zip(self.layout.experts, self.layout.of_tensor(self.coefficients, tensor), strict=True))
+        """The coefficient of every expert, or block of one, for one tensor."""
+        return dict(zip(self.layout.columns, self.layout.of_tensor(self.coefficients, tensor), strict=True))
 
     def mergekit_weights(self) -> dict[str, float | list[dict[str, float | str]]]:
         """Each expert's ``weight`` parameter in a mergekit config that reproduces the merge; none where the weights
         were not searched."""
         return self.layout.mergekit_weights(self.coefficients)
 
-    def option_values(self) -> dict[str, float]:
-        """The options of the method that were searched, as they were found."""
-        return self.layout.option_values(self.coefficients)
+    def option_values(self) -> dict[str, Any]:
+        """The options of the method that were searched, as they were found and as a mergekit config takes them."""
+        found: dict[str, Any] = dict(self.layout.option_values(self.coefficients))
+        if self.layout.blocks:
+            found["block_weights"] = self._block_weights()
+        return found
+
+    def _block_weights(self) -> str | list[dict[str, str]]:
+        conditions: list[dict[str, str]] = []
+        for group, factors in self.layout.by_block(self.coefficients):
+            text = block_weights_text(factors)
+            conditions += [{"filter": pattern, "value": text} for pattern in group.filters]
+            if not group.filters:
+                conditions.append({"value": text})
+        return conditions[0]["value"] if len(self.layout.groups) == 1 else conditions
 
     @property
     def merges(self) -> int:
@@ -69,6 +82,8 @@ class Solution:
         """The coefficients that ended on a bound, by the bound: better values may lie beyond it."""
         values = list(zip(self.layout.names(), self.coefficients, strict=True))[: self.layout.weights]
         found = {bound: [name for name, value in values if value == bound] for bound in self.options.bounds()}
+        if self.layout.blocks:
+            found.pop(0.0, None)  # leaving a block out is what the search is for
         return {bound: there for bound, there in found.items() if there}
 
     def remarks(self) -> list[str]:

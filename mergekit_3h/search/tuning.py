@@ -18,8 +18,8 @@ WEIGHT = "weight"
 """What ``over`` calls the coefficients of the experts."""
 FACTOR = "lambda"
 """The option that multiplies the merged update, so that no merge is needed for another value of it."""
-_TECHNICAL = ("tolerance", "eps")
-"""Numbers that say how exactly a method computes, not what."""
+_TECHNICAL = ("tolerance", "eps", "memory_gb")
+"""Numbers that say how exactly or in what room a method computes, not what."""
 
 
 def searched_names(over: str) -> list[str]:

@@ -14,7 +14,7 @@ from mergekit_3h.kernels.cores import TIE, Core
 def merge_literally(
     updates: Sequence[Tensor],
     ranks: Sequence[int],
-    scales: Sequence[float],
+    scales: Sequence[float | Tensor],
     *,
     orthogonalize_first: bool = False,
     softness: tuple[float, float] = (0.0, 0.0),
@@ -38,7 +38,7 @@ def merge_literally(
 
 
 def merge_literally_with(
-    core: Core, updates: Sequence[Tensor], ranks: Sequence[int], scales: Sequence[float]
+    core: Core, updates: Sequence[Tensor], ranks: Sequence[int], scales: Sequence[float | Tensor]
 ) -> Tensor:
     """sum_i scale_i U_perp X_i V_perp^T with the X_i of DC-Merge or SCORE."""
     u: list[Tensor] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial, reduce
 from typing import TYPE_CHECKING, Any
 
@@ -178,6 +178,10 @@ class ExpertShare:
     whole: Tensor | None = None
     is_stack: bool = False
 
+    def times(self, factor: float) -> ExpertShare:
+        """factor C_i, for products."""
+        return replace(self, products=[(factor * left, right) for left, right in self.products])
+
     def dense(self) -> Tensor:
         """C_i in the shape of the tensor."""
         if self.whole is not None:
@@ -211,6 +215,22 @@ def tensor_components(
         label: ExpertShare([(method.lambda_ * layer[i][0], layer[i][1]) for layer in layers], is_stack=base.ndim == 3)
         for i, label in enumerate(experts)
     }
+
+
+@torch.no_grad()
+def tensor_blocks(
+    name: str, base: Tensor, experts: Mapping[str, Tensor], method: SpectralMethod, blocks: int
+) -> list[ExpertShare]:
+    """The shares of all blocks of the first expert's singular components in a matrix, then of the second's."""
+    require_mergeable(name, {"the base model": base, **experts})
+    tensors, is_stack = list(experts.values()), base.ndim == 3
+    matrices = zip(base, *tensors, strict=True) if is_stack else [(base, *tensors)]
+    layers = [method.block_components(TaskMatrices(each, each_base), blocks) for each_base, *each in matrices]
+    return [
+        ExpertShare([(method.lambda_ * layer[i][b][0], layer[i][b][1]) for layer in layers], is_stack=is_stack)
+        for i in range(len(tensors))
+        for b in range(blocks)
+    ]
 
 
 def merges_as_matrices(name: str, tensor: Tensor, method: SpectralMethod) -> bool:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
+from torch.nn.functional import pad
 from typing_extensions import Self
 
 from mergekit_3h.errors import OptionError
 from mergekit_3h.kernels import assembly
+from mergekit_3h.kernels.blocks import block_slices, spread
 from mergekit_3h.kernels.cores import Core
 from mergekit_3h.kernels.memory import working_bytes
 from mergekit_3h.kernels.settings import Settings
@@ -47,6 +51,7 @@ class TSVM(RankedMethod):
     name = "tsvm"
     title = "Task Singular Vector Merging (TSVM)"
     paper = "https://arxiv.org/abs/2412.00081"
+    has_blocks = True
 
     decorrelation: float = Field(
         0.0,
@@ -81,11 +86,31 @@ class TSVM(RankedMethod):
         description="core: score keeps entries off the diagonal up to this many times their root mean square.",
     )
 
+    block_weights: str = Field(
+        "",
+        description="Factors on blocks of almost one size of every expert's kept singular components, the largest "
+        "first: for the experts in the config's order, as 1 0.5 / 0 1.2 for two blocks of two. Empty: none. A search "
+        "with component_blocks finds them.",
+    )
+
+    @field_validator("block_weights", mode="before")
+    @classmethod
+    def _are_numbers(cls, value: Any) -> Any:
+        text = str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+        if isinstance(text, str) and text.strip():
+            parse_block_weights(text)
+        return text
+
     @model_validator(mode="after")
     def _cores_need_orthonormal_sides(self) -> Self:
         settings = self.settings()
         if settings.core == "block_diagonal":
             return self
+        if self.block_weights.strip():
+            raise OptionError(
+                f"option 'block_weights': got {self.block_weights!r}; core: {settings.core} has no singular components "
+                "of single experts, so leave it out"
+            )
         for name, needed in _OF_OTHER_CORES.items():
             value = getattr(settings, name)
             if value != needed:
@@ -119,18 +144,46 @@ class TSVM(RankedMethod):
         return self.settings().order == "truncate_first"
 
     def merge(self, tasks: TaskMatrices, weights: Sequence[float]) -> tuple[Tensor, assembly.Report]:
-        return assembly.merge(tasks, weights, self.settings())
+        return assembly.merge(tasks, weights, self.settings(), self._blocks(len(tasks)))
 
     def components(self, tasks: TaskMatrices) -> list[tuple[Tensor, Tensor]]:
-        return assembly.components(tasks, self.settings())
+        blocks = self._blocks(len(tasks))
+        shares = assembly.components(tasks, self.settings(), is_decomposed=blocks is not None)
+        if blocks is None:
+            return shares
+        return [
+            (left * spread(own, left.shape[1], left), right) for own, (left, right) in zip(blocks, shares, strict=True)
+        ]
+
+    def block_components(self, tasks: TaskMatrices, blocks: int) -> list[list[tuple[Tensor, Tensor]]]:
+        settings = self.settings()
+        if settings.core != "block_diagonal":
+            raise OptionError(f"core: {settings.core} has no singular components of single experts to search in blocks")
+        shares = assembly.components(tasks, settings, is_decomposed=True)
+        return [
+            [(left[:, part], right[part]) for part in block_slices(left.shape[1], blocks)] for left, right in shares
+        ]
+
+    def _blocks(self, experts: int) -> list[list[float]] | None:
+        """The factors of every expert's blocks, if there are any."""
+        if not self.block_weights.strip():
+            return None
+        found = parse_block_weights(self.block_weights)
+        if len(found) != experts:
+            raise OptionError(
+                f"option 'block_weights': got {self.block_weights!r}, which is for {len(found)} experts; there are "
+                f"{experts}"
+            )
+        return found
 
     def working_bytes(self, rows: int, columns: int, experts: int, result_itemsize: int) -> int:
         settings = self.settings()
         is_literal = settings.order == "orthogonalize_first" and rows != columns
+        in_blocks = 8 * (rows + columns) * min(rows, columns) if self.block_weights.strip() else 0
         side = min(rows, columns)
         width = side * (experts if is_literal or settings.rank_budget == "per_task" else 1)
         cores = 0 if settings.core == "block_diagonal" else 8 * (experts + 2) * side * side
-        return cores + working_bytes(rows, columns, width, result_itemsize)
+        return cores + 2 * in_blocks + working_bytes(rows, columns, width, result_itemsize)
 
     def remarks(self, report: assembly.Report) -> Iterator[tuple[int, str]]:
         if any(report.dependent):
@@ -154,8 +207,12 @@ class TSVM(RankedMethod):
             )
 
     def literally(self, updates: Sequence[Tensor], weights: Sequence[float], report: assembly.Report) -> Tensor:
-        scales = [weight * alpha for weight, alpha in zip(weights, report.outlier_weights, strict=True)]
+        scales: list[float | Tensor] = [w * alpha for w, alpha in zip(weights, report.outlier_weights, strict=True)]
         settings = self.settings()
+        for i, own in enumerate(self._blocks(len(updates)) or []):
+            kept = spread(own, report.ranks[i], updates[i])
+            is_cut = settings.order == "truncate_first"
+            scales[i] = scales[i] * (kept if is_cut else pad(kept, (0, min(updates[i].shape) - kept.numel())))
         if settings.core != "block_diagonal":
             core = Core(settings.core, settings.core_keep, settings.core_deviations)
             return merge_literally_with(core, updates, report.ranks, scales)
@@ -163,6 +220,25 @@ class TSVM(RankedMethod):
         return merge_literally(
             updates, report.ranks, scales, orthogonalize_first=is_literal, softness=settings.softness
         )
+
+
+def parse_block_weights(text: str) -> list[list[float]]:
+    """The factors of every expert's blocks, as the option ``block_weights`` has them."""
+    try:
+        found = [[float(number) for number in part.split()] for part in text.split("/")]
+    except ValueError:
+        found = [[]]
+    if not all(found) or len({len(own) for own in found}) > 1 or not all(map(math.isfinite, chain(*found))):
+        raise OptionError(
+            f"option 'block_weights': got {text!r}; expected numbers for every expert, as many for each, experts "
+            "divided by /, as 1 0.5 / 0 1.2"
+        )
+    return found
+
+
+def block_weights_text(factors: Sequence[Sequence[float]]) -> str:
+    """The same written, to the last bit."""
+    return " / ".join(" ".join(repr(float(factor)) for factor in own) for own in factors)
 
 
 METHOD = TSVM
