@@ -246,7 +246,7 @@ def test_options_are_read_from_plain_values() -> None:
 
 
 def test_a_combination_nobody_knows(trained) -> None:
-    with pytest.raises(OptionError, match="'combine': got 'ties'; expected one of task_arithmetic, rtsvm, swudi, tsvm"):
+    with pytest.raises(OptionError, match=r"'combine': got 'ties'; expected one of task_arithmetic, .*rtsvm, .*tsvm"):
         opened(trained, trained.data, combine="ties", solver="cmaes")
 
 
