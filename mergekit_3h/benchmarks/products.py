@@ -7,7 +7,7 @@ from itertools import combinations
 
 import torch
 
-from mergekit_3h.kernels.memory import STORED_ASPECT
+from mergekit_3h.kernels.memory import stores_left
 from mergekit_3h.kernels.spectra import tiles
 
 
@@ -19,7 +19,7 @@ def product_flops(shape: tuple[int, int], ranks: Sequence[int]) -> int:
     rows, columns = max(shape), min(shape)
     width = sum(ranks)
     is_left_wide, is_right_wide = width > rows, width > columns
-    passes = 1 if rows <= STORED_ASPECT * columns else 2
+    passes = 1 if stores_left(rows, columns, width) else 2
     grams = len(ranks) * rows * _upper_tiles(columns)
     left_factors = passes * rows * columns * width
     left_gram = rows * rows * width if is_left_wide else rows * _upper_tiles(width)

@@ -164,5 +164,5 @@ class Residuals(TaskMatrices):
             return delta.addmm_(delta @ self.common, self.common.T, alpha=-1).mul_(weight)
         return delta.addmm_(self._left_rows(rows), self._shares[i], alpha=-1).mul_(weight)
 
-    def blocks(self, i: int) -> Iterator[Tensor]:
-        return (self.block(i, rows) for rows in self.row_spans())
+    def blocks(self, i: int, dtype: torch.dtype = torch.float64) -> Iterator[Tensor]:
+        return (self.block(i, rows).to(dtype) for rows in self.row_spans())

@@ -7,8 +7,9 @@ import torch
 from mergekit_3h.kernels.krylov import certified_krylov, krylov_spectrum
 from mergekit_3h.kernels.noise_spectra import enough_precision, is_narrow, noise_spectrum
 from mergekit_3h.kernels.ranks import SMALLEST_KRYLOV_SIDE, RankRule
+from mergekit_3h.kernels.rounding import delta_square
 from mergekit_3h.kernels.settings import Settings
-from mergekit_3h.kernels.spectra import Spectrum, exact_spectrum, gram_of, spectrum_of_gram, total_square
+from mergekit_3h.kernels.spectra import Spectrum, exact_spectrum, gram_of, spectrum_of_gram
 from mergekit_3h.kernels.tasks import TaskMatrices
 
 SMALLEST_KRYLOV_SIDE_BESIDE_NOISE = 1536
@@ -44,8 +45,16 @@ def _cheapest_certified(
         by_noise = by_noise and is_narrow(expected_rank, tasks.columns)
     if not by_noise:
         return exact_spectrum(tasks, i, rule, method)
-    gram = gram_of(tasks, i, enough_precision(total_square(tasks, i), rule.noise_edge, tasks.device))
+    dtype = enough_precision(_delta_square(tasks, i), rule.noise_edge, tasks.device)
+    gram = gram_of(tasks, i, dtype)
     found = noise_spectrum(gram, rule)
     if found is not None:
         return found
-    return spectrum_of_gram(gram if gram.dtype == torch.float64 else gram_of(tasks, i), rule, method)
+    return spectrum_of_gram(gram if dtype == torch.float64 else gram_of(tasks, i), rule, method)
+
+
+def _delta_square(tasks: TaskMatrices, i: int) -> float:
+    """From a sample; only an update on a base has a noise edge."""
+    if tasks.base is None:
+        raise ValueError("a noise edge is that of an expert on a base")
+    return delta_square(tasks.experts[i], tasks.base)

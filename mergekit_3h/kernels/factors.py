@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mergekit_3h.kernels.inverse_roots import Factor
-from mergekit_3h.kernels.memory import STORED_ASPECT
+from mergekit_3h.kernels.memory import stores_left
 from mergekit_3h.kernels.rounding import number_error
 from mergekit_3h.kernels.spectra import Spectrum, tiles
 from mergekit_3h.kernels.tasks import TaskMatrices
@@ -81,7 +81,7 @@ class SingularFactors:
     def left_gram(self) -> tuple[Tensor, Tensor]:
         """U^T U of the normalised columns (or U U^T where that is smaller), upper triangle; and the norms."""
         tasks = self.tasks
-        if tasks.rows <= STORED_ASPECT * tasks.columns:
+        if stores_left(tasks.rows, tasks.columns, self.width):
             self._stored = self.left_panel(slice(0, tasks.rows))
         if self.is_left_wide:
             whole = self.left_panel(slice(0, tasks.rows))

@@ -9,6 +9,10 @@ import sys
 STORED_ASPECT = 3
 """U is stored where the matrix is at most this many times taller than wide, and made twice where it is taller."""
 
+STORED_SQUARES = 2.5
+"""It is stored too where it has no more entries than so many squares of the shorter side: then the ranks are small, and
+so is all that is there beside it."""
+
 PASSING_BYTES = 160
 """Of a block and of the survey of the weights, for each entry of a small matrix .."""
 
@@ -35,6 +39,11 @@ def return_large_blocks_when_freed() -> None:
             mallopt(_M_MMAP_THRESHOLD, LARGE_BLOCK)
 
 
+def stores_left(rows: int, columns: int, width: int) -> bool:
+    """Whether U, rows x width of a matrix with at least as many rows as columns, is stored."""
+    return rows <= STORED_ASPECT * columns or rows * width <= STORED_SQUARES * columns**2
+
+
 def working_bytes(rows: int, columns: int, width: int, result_itemsize: int) -> int:
     """What merging matrices of this shape takes at most beyond its inputs, on one thread, its result included.
 
@@ -45,7 +54,7 @@ def working_bytes(rows: int, columns: int, width: int, result_itemsize: int) -> 
     tall, side = max(rows, columns), min(rows, columns)
     left, right = min(width, tall), min(width, side)
     decomposing = 3 * side * side + 2 * side * width
-    stored = tall * width if tall <= STORED_ASPECT * side else 0
+    stored = tall * width if stores_left(tall, side, width) else 0
     panel = 2 * tall * width if width > tall else 0
     whitening = side * width + stored + panel + 4 * left * left + 2 * right * right
     passing = min(tall * side * PASSING_BYTES, MOST_PASSING_BYTES)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mergekit_3h.kernels.random_edges import random_edge
 from mergekit_3h.kernels.rounding import SMALLEST_EXPONENT, RoundingToll, significand_bits, update_mean_square
-from mergekit_3h.kernels.tasks import BLOCK_ELEMENTS
+from mergekit_3h.kernels.tasks import BLOCK_ELEMENTS_ON_DEVICE, CACHE_ELEMENTS
 from mergekit_3h.kernels.workers import spans
 
 _EXPONENT_OF_FLOAT32 = 0x7F800000
@@ -40,7 +40,8 @@ def _noise_sums(expert: Tensor, bits: int, most: float) -> tuple[Tensor, Tensor]
     by_row = torch.empty(expert.shape[0], dtype=torch.float64, device=expert.device)
     by_column = torch.zeros(expert.shape[1], dtype=torch.float64, device=expert.device)
     smallest_power = 2.0 ** (SMALLEST_EXPONENT[bits] - 1)
-    for rows in spans(expert.shape[0], max(1, BLOCK_ELEMENTS // expert.shape[1])):
+    step = CACHE_ELEMENTS if expert.device.type == "cpu" else BLOCK_ELEMENTS_ON_DEVICE
+    for rows in spans(expert.shape[0], max(1, step // expert.shape[1])):
         # The number without its significand is a power of two, 2^(bits - 1) ulps.
         bit_pattern = expert[rows].to(torch.float32).contiguous().view(torch.int32)
         power = (bit_pattern & _EXPONENT_OF_FLOAT32).view(torch.float32).to(torch.float64).clamp_(min=smallest_power)

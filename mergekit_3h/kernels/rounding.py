@@ -92,6 +92,11 @@ def update_mean_square(expert: Tensor, base: Tensor, bits: int) -> float:
     return _update_square(_bins(*_sampled(expert, base), bits))
 
 
+def delta_square(expert: Tensor, base: Tensor) -> float:
+    """Sum of the squares of the entries of their difference."""
+    return expert.numel() * float(_sampled(expert, base)[1].square().mean())
+
+
 def _sampled(expert: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
     """Evenly scattered weights and their updates, in float64, on the CPU: there are few."""
     weights = _sample(expert)

@@ -57,8 +57,8 @@ def exact_spectrum(tasks: TaskMatrices, i: int, rank_rule: RankFunction, method:
 def gram_of(tasks: TaskMatrices, i: int, dtype: torch.dtype = torch.float64) -> Tensor:
     """delta_i^T delta_i, upper triangle."""
     gram = torch.zeros(tasks.columns, tasks.columns, dtype=dtype, device=tasks.device)
-    for block in tasks.blocks(i):
-        add_gram(gram, block.to(dtype))
+    for block in tasks.blocks(i, dtype):
+        add_gram(gram, block)
     return gram
 
 

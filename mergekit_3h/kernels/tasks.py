@@ -91,9 +91,9 @@ class TaskMatrices:
         """Rows of delta_i in the checkpoint's own orientation, in float64."""
         return self._difference(i, rows, transpose=False)
 
-    def blocks(self, i: int) -> Iterator[Tensor]:
+    def blocks(self, i: int, dtype: torch.dtype = torch.float64) -> Iterator[Tensor]:
         """delta_i from top to bottom, tall side up. A block is overwritten by the next one."""
-        return self._each(i, self.row_spans(), transpose=self.is_wide)
+        return self._each(i, self.row_spans(), transpose=self.is_wide, dtype=dtype)
 
     def blocks_as_stored(self, i: int) -> Iterator[Tensor]:
         """delta_i from top to bottom in the checkpoint's own orientation, whose rows Eq. 6-8 speak of.
@@ -115,19 +115,29 @@ class TaskMatrices:
     def _block_elements(self) -> int:
         return BLOCK_ELEMENTS if self.device.type == "cpu" else BLOCK_ELEMENTS_ON_DEVICE
 
-    def _each(self, i: int, row_spans: list[slice], *, transpose: bool) -> Iterator[Tensor]:
+    def _each(
+        self, i: int, row_spans: list[slice], *, transpose: bool, dtype: torch.dtype = torch.float64
+    ) -> Iterator[Tensor]:
         memory: Tensor | None = None
         for rows in row_spans:
-            block = self._difference(i, rows, transpose=transpose, memory=memory)
+            block = self._difference(i, rows, transpose=transpose, memory=memory, dtype=dtype)
             if memory is None:
                 memory = (block.T if transpose else block).view(-1)
             yield block
 
-    def _difference(self, i: int, rows: slice, *, transpose: bool, memory: Tensor | None = None) -> Tensor:
+    def _difference(
+        self,
+        i: int,
+        rows: slice,
+        *,
+        transpose: bool,
+        memory: Tensor | None = None,
+        dtype: torch.dtype = torch.float64,
+    ) -> Tensor:
         part = (slice(None), rows) if transpose else (rows,)
         expert = self.experts[i][part]
         if memory is None:
-            delta = torch.empty(expert.shape, dtype=torch.float64, device=self.device)
+            delta = torch.empty(expert.shape, dtype=dtype, device=self.device)
         else:
             delta = memory[: expert.numel()].view(expert.shape)
         if self.base is None:

@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from mergekit_3h.kernels.memory import stores_left, working_bytes
+
 MEASURE = """
 import json, sys
 import torch
@@ -79,3 +81,13 @@ def test_importing_leaves_the_allocator_alone_and_a_merge_asks_the_environment(s
     program = [sys.executable, "-c", SPY]
     ran = subprocess.run(program, capture_output=True, text=True, check=False, env=environment)
     assert ran.stdout.strip() == calls, ran.stderr
+
+
+@pytest.mark.parametrize("aspect", [3.1, 3.5, 4, 6, 12])
+def test_a_small_rank_takes_no_more_than_the_full_one_though_it_is_stored(aspect: float) -> None:
+    """What is said of a matrix before its ranks are known is said of the full one."""
+    side = 640
+    rows = round(aspect * side)
+    width = max(width for width in range(side) if stores_left(rows, side, width))
+    assert width > 0
+    assert working_bytes(rows, side, width, 4) <= working_bytes(rows, side, side, 4)
