@@ -9,7 +9,7 @@ import sys
 STORED_ASPECT = 3
 """U is stored where the matrix is at most this many times taller than wide, and made twice where it is taller."""
 
-STORED_SQUARES = 2.5
+STORED_SQUARES = 2
 """It is stored too where it has no more entries than so many squares of the shorter side: then the ranks are small, and
 so is all that is there beside it."""
 
