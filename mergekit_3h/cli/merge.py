@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from mergekit_3h.methods.merging.resumable import ResumableMerge
 
 MERGED = "merge"
+VISIBLE = 5e-4
+"""Of a percentage with one digit."""
 LOST = 4
 """Exit status of a merge that lost an expert's dimension by more than chance."""
 
@@ -30,6 +32,8 @@ LOST = 4
 @click.option(
     "--report", type=click.Path(path_type=Path), help="Folder for results and page; unset: OUT with -evaluation added."
 )
+@click.option("--as-adapter", is_flag=True, help="Write one LoRA adapter on the base: the experts have to be adapters.")
+@click.option("--rank", type=click.IntRange(1), help="Of --as-adapter, at most; unset, as many as the merge has.")
 @click.option("--start-over", is_flag=True, help="Throw away what an earlier run left unfinished in OUT.")
 @click.option("--allow-non-finite", is_flag=True, help="Write numbers that are not finite, and tell of them.")
 @click.option("-v", "--verbose", is_flag=True, help="Say what is going on.")
@@ -39,7 +43,8 @@ def command(config: Path, out: Path, suite: str | None, **given: Any) -> None:
     """Check CONFIG, merge it into OUT as mergekit-yaml does, and with --evaluate show what the merge did.
 
     A merge that was ended in the middle, by whatever, goes on where it was when the same command is given again; until
-    it is finished OUT holds no model. With --ray it runs on the workers of a cluster. The bits are mergekit-yaml's.
+    it is finished OUT holds no model. With --ray it runs on the workers of a cluster. The bits are mergekit-yaml's,
+    but for experts that are LoRA adapters on the base, which are merged as the products they are (--lora).
 
     One command from models to proof: base, experts and merge on the same questions, one page, and a sentence for each
     dimension. Exit status: 0; 1 for an error; 3 if too many items have no score; 4 if an expert's dimension is lost by
@@ -50,6 +55,9 @@ def command(config: Path, out: Path, suite: str | None, **given: Any) -> None:
     if given["verbose"]:
         logging.basicConfig(format="%(name)s: %(message)s")
         logging.getLogger("mergekit_3h").setLevel(logging.INFO)
+    if given["as_adapter"] or given["rank"] is not None:
+        _write_adapter(config, out.resolve(), suite, given)
+        return
     merge = _resumable(given)
     ready = opened_suite(suite, given) if suite is not None else None
     labels = _models(config, given) if ready is not None else {}
@@ -115,6 +123,33 @@ def _merge(merge: ResumableMerge, config: Path, out: Path) -> None:
     except InterruptedMergeError as error:
         click.echo(f"Error: {error}", err=True)
         raise SystemExit(error.status) from error
+
+
+def _write_adapter(config: Path, out: Path, suite: str | None, given: dict[str, Any]) -> None:
+    from mergekit_3h.errors import OptionError
+    from mergekit_3h.methods.adapter_merge import write_merged_adapter
+    from mergekit_3h.methods.merging.options import read_merge
+
+    if not given["as_adapter"]:
+        raise click.UsageError("--rank goes with --as-adapter")
+    if suite is not None or cluster_options(given) is not None:
+        raise click.UsageError("--as-adapter takes seconds and writes no model: leave --evaluate and --ray out")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise OptionError(f"{out}: is there already and not empty; name another folder, or remove it")
+    _require_sound(config)
+    source = config.read_text(encoding="utf-8")
+    made = write_merged_adapter(
+        read_merge(source, config),
+        out,
+        mergekit_options(given),
+        route=given["lora"],
+        rank=given["rank"],
+        source=source,
+    )
+    if not given["quiet"]:
+        ranks = " to ".join(str(rank) for rank in sorted(set(made.ranks)))
+        cut = f"; cutting to it moved the merged update by {made.lost:.1%}" if made.lost > VISIBLE else ""
+        click.echo(f"{out}: an adapter of rank {ranks} on {made.modules} modules{cut}")
 
 
 def _prove(ready: Any, folders: dict[str, Path], report: Path, given: dict[str, Any]) -> int:

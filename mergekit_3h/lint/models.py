@@ -158,7 +158,10 @@ def _adapter_findings(model: NamedModel) -> Iterator[Finding]:
     elif location.path is not None and not (location.path / "adapter_config.json").exists():
         message = f"{lora} has no adapter_config.json, so it is no LoRA adapter"
         yield Finding("error", "missing-adapter", message, where=model.where, model=model.name)
-    advice = "pass --lora-merge-cache FOLDER to mergekit, which fails without it"
+    advice = (
+        "pass --lora-merge-cache FOLDER to mergekit, which fails without it; mergekit-3h merge needs none for spectral "
+        "methods"
+    )
     message = f"the adapter {lora} is merged into {model.path} first, which writes a whole model"
     yield Finding("note", "lora-cache", message, where=model.where, advice=advice, model=model.name)
 

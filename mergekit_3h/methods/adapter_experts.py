@@ -133,6 +133,17 @@ def route_of(config: MergeConfiguration, wanted: LoraRoute) -> Route | None:
     return None
 
 
+def require_adapters(config: MergeConfiguration, wanted: LoraRoute, purpose: str) -> None:
+    """Raise unless the experts are merged as adapters."""
+    if wanted == "merged":
+        raise OptionError(f"{purpose}: with --lora merged the adapters become whole models; leave it out")
+    if not any(model.lora for model in config.referenced_models()):
+        raise OptionError(f"{purpose}: no model of the config is an adapter; write BASE+ADAPTER for its models")
+    reason = _why_not(config)
+    if reason is not None:
+        raise OptionError(f"{purpose}: {reason}")
+
+
 def _why_not(config: MergeConfiguration) -> str | None:
     """What keeps the experts from being merged as adapters."""
     if config.merge_method not in registry.names():

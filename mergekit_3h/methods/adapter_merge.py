@@ -14,11 +14,10 @@ from mergekit.options import MergeOptions
 from torch import Tensor
 
 from mergekit_3h.checkpoints.adapter_files import MergedModule, write_adapter
-from mergekit_3h.errors import OptionError
 from mergekit_3h.kernels.core_space import LowRank, Truncation, lost_share, truncated
 from mergekit_3h.kernels.devices import computing_device
 from mergekit_3h.lint.host_plan import save_tasks
-from mergekit_3h.methods.adapter_experts import AdapterExperts, LoraRoute, adapters_on_their_base
+from mergekit_3h.methods.adapter_experts import AdapterExperts, LoraRoute, adapters_on_their_base, require_adapters
 from mergekit_3h.methods.memory_merge import explained, parsed_config
 from mergekit_3h.spectral.low_rank import LowRankUpdates, merged_update
 from mergekit_3h.spectral.method import SpectralMethod
@@ -47,11 +46,11 @@ def write_merged_adapter(
 ) -> MergedAdapter:
     """One adapter on the config's base with the merged update of every module, of ``rank`` at most."""
     parsed = parsed_config(config)
+    require_adapters(parsed, route, "--as-adapter")
     with explained("the merge"):
         LoaderCache().setup(options=options)
         with adapters_on_their_base(parsed, route, options) as experts:
-            if experts is None:
-                raise OptionError("only experts that are all adapters on the config's base become one adapter")
+            assert experts is not None
             found = _Truncations(experts, rank)
             experts.take = found.add
             tasks: list[Any] = [

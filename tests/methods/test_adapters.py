@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 import torch
 import transformers
+import yaml
+from click.testing import CliRunner
 from hosts import read_model
 from mergekit.options import MergeOptions
 from tiny_adapters import change_config, change_tensors, write_adapter, write_adapters
 from tiny_models import Family, tiny_model
 from torch import Tensor
 
+from mergekit_3h.cli import main
 from mergekit_3h.errors import ModelError, OptionError, ThreeHError
 from mergekit_3h.methods.adapter_experts import LoraRoute
 from mergekit_3h.methods.adapter_merge import write_merged_adapter
@@ -146,6 +149,34 @@ def test_what_cannot_be_merged_as_adapters_is_said(adapters: tuple[Path, list[Pa
     mixed["models"] = mixed["models"][-1:]
     with pytest.raises(OptionError, match="--lora core: no model of the config is an adapter"):
         merged(mixed, "core")
+
+
+def command(*arguments: str | Path) -> tuple[int, str]:
+    done = CliRunner().invoke(main, ["merge", *map(str, arguments)])
+    return done.exit_code, done.output + done.stderr
+
+
+def test_the_command_writes_a_model_or_an_adapter(adapters: tuple[Path, list[Path]], absolute: Path) -> None:
+    file = absolute / "merge.yml"
+    file.write_text(yaml.safe_dump(config_of(*adapters, "tsvm")))
+    status, said = command(file, absolute / "model")
+    assert status == 0, said
+    expected, found = merged(config_of(*adapters, "tsvm")), read_model(absolute / "model")
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    status, said = command(file, absolute / "adapter", "--as-adapter", "--rank", "4", "--lora", "core")
+    assert status == 0 and "an adapter of rank 2 to 4 on 9 modules; cutting to it moved the merged update by" in said
+    assert (absolute / "adapter" / "mergekit_config.yml").read_text() == file.read_text()
+    for arguments, message in [
+        ((absolute / "adapter", "--as-adapter"), "is there already and not empty"),
+        ((absolute / "new", "--rank", "4"), "--rank goes with --as-adapter"),
+        ((absolute / "new", "--as-adapter", "--lora", "merged"), "with --lora merged the adapters become whole models"),
+        ((absolute / "new", "--as-adapter", "--evaluate", "3h-small"), "leave --evaluate and --ray out"),
+    ]:
+        status, said = command(file, *arguments)
+        assert status and message in said
+    file.write_text(yaml.safe_dump(config_of(*adapters, "ties", density=0.5)))
+    assert "--as-adapter: ties is no spectral method" in command(file, absolute / "new", "--as-adapter")[1]
+    assert not (absolute / "new").exists()
 
 
 def test_bad_adapters_are_refused_by_name(llama: Family, absolute: Path) -> None:
