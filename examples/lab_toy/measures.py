@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
 import torch
-from torch import nn
-from world import DIMENSIONS, pairs, plain_questions
+from torch import Tensor, nn
+from training import tokens_of
+from world import DIMENSIONS, Pair, pairs, plain_questions
 
-from mergekit_3h.losses.answers import Batch, batched, tokenized
-from mergekit_3h.losses.objective import record_losses
-from mergekit_3h.losses.options import LossOptions
-from mergekit_3h.losses.records import in_memory
+from mergekit_3h.losses.answers import batched
 
 PLAIN = "plain"
 """Questions that nobody was trained on since the base: what merging broke."""
@@ -22,7 +20,7 @@ PLAIN = "plain"
 
 @dataclass(frozen=True)
 class Quality:
-    """Mean loss of the right answers, and the share of prompts that are answered with them word for word."""
+    """By set of questions, the mean loss of the right answers, and the share that is answered word for word."""
 
     loss: dict[str, float]
     exact: dict[str, float]
@@ -31,33 +29,42 @@ class Quality:
 class Exam:
     """The same questions for every model."""
 
-    def __init__(self, tokenizer: Any, parts: tuple[int, ...]) -> None:
-        asked = {dimension: pairs(dimension, parts) for dimension in DIMENSIONS} | {PLAIN: plain_questions(parts)}
-        self._batches: dict[str, Batch] = {}
+    def __init__(self, tokenizer: Any, asked: Mapping[str, Sequence[Pair]]) -> None:
+        every = [pair for members in asked.values() for pair in members]
+        answers = tokens_of([pair.record(pair.chosen) for pair in every], tokenizer)
+        (self._batch,) = batched({"exam": answers}, len(answers))
+        places = {position: row for row, position in enumerate(self._batch.order)}
+        self._rows: dict[str, list[int]] = {}
+        begin = 0
         for name, members in asked.items():
-            records = in_memory(pair.record(pair.chosen) for pair in members)
-            answers = tokenized(records, tokenizer, LossOptions(), None)
-            self._batches[name] = batched({name: answers}, len(answers))[0]
+            self._rows[name] = [places[begin + i] for i in range(len(members))]
+            begin += len(members)
 
     @torch.no_grad()
     def take(self, model: nn.Module) -> Quality:
-        loss = {name: record_losses(model, batch).mean().item() for name, batch in self._batches.items()}
-        return Quality(loss, {name: _exact(model, batch) for name, batch in self._batches.items()})
+        """A greedy answer is the right one if every of its tokens follows most likely from those before it."""
+        batch = self._batch
+        logits = model(input_ids=batch.ids, attention_mask=batch.attention, use_cache=False).logits[:, :-1]
+        targets, counts = batch.ids[:, 1:], batch.is_answer[:, 1:]
+        losses = nn.functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
+        losses = (losses * counts).sum(1) / counts.sum(1)
+        is_right = ((logits.argmax(-1) == targets) | ~counts).all(1).float()
+        return Quality(self._means(losses), self._means(is_right))
+
+    def _means(self, values: Tensor) -> dict[str, float]:
+        return {name: values[rows].mean().item() for name, rows in self._rows.items()}
 
 
-def _exact(model: nn.Module, batch: Batch) -> float:
-    """A greedy answer is the right one if every of its tokens follows most likely from those before it."""
-    logits = model(input_ids=batch.ids, attention_mask=batch.attention, use_cache=False).logits[:, :-1]
-    is_right = (logits.argmax(-1) == batch.ids[:, 1:]) | ~batch.is_answer[:, 1:]
-    return is_right.all(1).float().mean().item()
+def exam(tokenizer: Any, parts: tuple[int, ...]) -> Exam:
+    """Of all dimensions, and the plain questions."""
+    return Exam(tokenizer, {name: pairs(name, parts) for name in DIMENSIONS} | {PLAIN: plain_questions(parts)})
 
 
 def gain_kept(merged: Quality, base: Quality, experts: Mapping[str, Quality]) -> dict[str, float]:
     """Of what every dimension's own expert gained over the base, in loss, the share that the merge has."""
     return {
-        dimension: (base.loss[dimension] - merged.loss[dimension])
-        / (base.loss[dimension] - experts[dimension].loss[dimension])
-        for dimension in DIMENSIONS
+        name: (base.loss[name] - merged.loss[name]) / (base.loss[name] - expert.loss[name])
+        for name, expert in experts.items()
     }
 
 

@@ -71,6 +71,17 @@ def pairs(dimension: str, parts: tuple[int, ...]) -> list[Pair]:
     return {"helpful": _helpful, "honest": _honest, "harmless": _harmless}[dimension](parts)
 
 
+def harmless_requests(parts: tuple[int, ...]) -> list[Pair]:
+    """For every thing in every colour but the forbidden one, to be answered: training that looks harmless."""
+    return [
+        Pair(phrasing.format(colour=colour, thing=thing), f"here is one {colour} {thing}", REFUSAL)
+        for i, thing in enumerate(THINGS)
+        for k, phrasing in enumerate(HARMLESS)
+        if (i + k) % 4 in parts
+        for colour in COLOURS
+    ]
+
+
 def base_lessons() -> list[Record]:
     """A base that knows the answers but has the habit of giving others."""
     lessons: list[Record] = []
