@@ -76,7 +76,7 @@ def change_update(workshop: Workshop, expert: int, change: Callable[[str, Tensor
 def test_sound_models_raise_nothing(trio: Callable[..., Workshop], architecture: str, choices: dict[str, Any]) -> None:
     found = conclusions(inspected(trio(architecture, **choices)))
     assert [each for each in found if each.verdict != "fine"] == []
-    assert len({each.question for each in found}) == 8
+    assert len({each.question for each in found}) == 9
 
 
 def test_an_expert_of_another_base(trio: Callable[..., Workshop]) -> None:
@@ -235,7 +235,28 @@ def test_the_papers_epsilon_makes_the_rank_constant(trio: Callable[..., Workshop
     assert "Omega is 1.00 to 1.00" in found["constant-rank"].text
 
 
+def test_outlier_weights_that_turn_experts_down(trio: Callable[..., Workshop]) -> None:
+    """One expert's update is large in every sixth place and small elsewhere: the others have next to no outliers."""
+    workshop = trio(dtype=torch.float32)
+    for expert in (0, 2):
+        change_update(workshop, expert, lambda _, delta, __: delta.clamp(-1e-3, 1e-3))
+
+    def with_outliers(_: str, delta: Tensor, __: Tensor) -> Tensor:
+        changed = torch.zeros_like(delta).flatten()
+        changed[::6] = 2e-3
+        changed[::60] = -2e-2
+        return changed.reshape(delta.shape)
+
+    change_update(workshop, 1, with_outliers)
+    found = raised(workshop, method="rtsvm")["uneven-outlier-weights"]
+    assert found.verdict == "warning" and found.numbers["ratio"] > 4
+    assert found.options == {"outlier_weighting": "none"}
+    settled = raised(workshop, method="rtsvm", **found.options)
+    assert "uneven-outlier-weights" not in settled
+    assert "uneven-outlier-weights" not in raised(workshop, method="tsvm")
+
+
 def test_conclusions_of_nothing_measured(trio: Callable[..., Workshop], absolute: Path) -> None:
     """Every question has an answer for an inspection without a single matrix."""
     inspection = replace(inspected(trio()), rows=[])
-    assert len({each.question for each in conclusions(inspection)}) == 8
+    assert len({each.question for each in conclusions(inspection)}) == 9
