@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isclose
 from statistics import mean
@@ -33,7 +33,7 @@ class Row:
     def update(self, base: State, experts: Mapping[str, State]) -> Merged:
         """M for every tensor."""
         if self.method == SUM:
-            return Merged({name: sum(e[name] - own for e in experts.values()) for name, own in base.items()})
+            return Merged({name: _sum([e[name] - own for e in experts.values()]) for name, own in base.items()})
         return self._spectral(base, experts) if self.is_spectral else self._by_mergekit(base, experts)
 
     def _spectral(self, base: State, experts: Mapping[str, State]) -> Merged:
@@ -67,6 +67,10 @@ class Merged:
 
     update: State
     rank: float | None = None
+
+
+def _sum(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(tensors)).sum(0)
 
 
 def _per_expert(options: Mapping[str, Any], ids: list[str]) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def make_base(size: Size, seed: int) -> Base:
     """The same seed gives the same weights on one machine."""
     torch.manual_seed(seed)
     tokenizer = make_tokenizer()
-    model = new_model(tokenizer, size)
+    model: Any = new_model(tokenizer, size)
     drawn = draws(tokens_of(base_lessons(), tokenizer), BASE_BATCH, seed)
     train(model, size.base_steps, BASE_RATE, lambda: loss_of_answers(model, next(drawn)))
     model.to(torch.bfloat16).to(torch.float32)
@@ -67,7 +67,7 @@ def make_tokenizer() -> transformers.PreTrainedTokenizerFast:
     )
 
 
-def new_model(tokenizer: transformers.PreTrainedTokenizerFast, size: Size) -> transformers.LlamaForCausalLM:
+def new_model(tokenizer: Any, size: Size) -> transformers.LlamaForCausalLM:
     """An untrained Llama whose matrices are square, wide and tall, as those of large models are."""
     config = transformers.LlamaConfig(
         vocab_size=len(tokenizer),

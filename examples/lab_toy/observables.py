@@ -36,7 +36,7 @@ OBSERVABLES = {
 
 def observed(base: State, experts: Mapping[str, State]) -> dict[str, float]:
     """Of the weights alone."""
-    settings = RTSVM().settings()
+    settings = RTSVM.model_validate({}).settings()
     every = [
         measure_tensor(name, own, [expert[name] for expert in experts.values()], settings, is_matrix=True)
         for name, own in base.items()
@@ -45,12 +45,12 @@ def observed(base: State, experts: Mapping[str, State]) -> dict[str, float]:
     spectra = [(row, expert.spectrum) for row in every for expert in row.experts if expert.spectrum]
     norms = [sum(row.experts[i].norm ** 2 for row in every) ** 0.5 for i in range(len(experts))]
     return {
-        "size": fmean(expert.relative_size for row in every for expert in row.experts),
+        "size": fmean(expert.relative_size or 0.0 for row in every for expert in row.experts),
         "imbalance": max(norms) / min(norms),
         "cosine": _of_pairs(every, "cosine"),
         "overlap": fmean(lesser_overlap(pair) or 0.0 for row in every for pair in row.pairs),
-        "interference": fmean(row.matrix.relative_interference for row in every if row.matrix),
-        "over_counting": fmean(spectrum.over_counting for _, spectrum in spectra),
+        "interference": fmean(row.matrix.relative_interference or 0.0 for row in every if row.matrix),
+        "over_counting": fmean(spectrum.over_counting or 0.0 for _, spectrum in spectra),
         "effective_rank": fmean(spectrum.effective_rank / spectrum.count for _, spectrum in spectra),
         "kurtosis": mean_of([expert.kurtosis for row in every for expert in row.experts]) or 0.0,
         "alpha": fmean(_alpha(row) for row in every),

@@ -50,7 +50,7 @@ def draws(lessons: Sequence[_One], size: int, seed: int) -> Iterator[list[_One]]
 
 
 def tokens_of(records: Sequence[Record], tokenizer: Any) -> list[Answer]:
-    return tokenized(in_memory(records), tokenizer, LossOptions(), None)
+    return tokenized(in_memory(records), tokenizer, LossOptions.model_validate({}), None)
 
 
 def loss_of_answers(model: Any, answers: Sequence[Answer]) -> Tensor:

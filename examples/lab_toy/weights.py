@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from merging import SUM, State
 from rows import CLOSEST
-from torch import nn
+from torch import Tensor, nn
 from world import Pair
 
-from mergekit_3h.search import Problem, SearchOptions, StateDictSource, in_memory, solve_problem
+from mergekit_3h.search import Combine, Problem, SearchOptions, StateDictSource, in_memory, solve_problem
+from mergekit_3h.spectral.method import SpectralMethod
 from mergekit_3h.spectral.registry import names, parse_options
 from mergekit_3h.spectral.tensors import merge_tensor
 
@@ -34,15 +34,16 @@ class Weighing:
     own_options: dict[str, Any] = field(default_factory=dict[str, Any])
 
     def options(self) -> SearchOptions:
-        return SearchOptions(
-            combine=self.method,
-            solver=self.solver,
-            safety_weight=0.0,
-            expert_weight=1.0,
-            layer_granularity=int(self.by_layer),
-            max_evaluations=STEPS if self.solver == "gradient" else CANDIDATES,
-            batch_size=256,
-        )
+        chosen = {
+            "combine": self.method,
+            "solver": self.solver,
+            "safety_weight": 0.0,
+            "expert_weight": 1.0,
+            "layer_granularity": int(self.by_layer),
+            "max_evaluations": STEPS if self.solver == "gradient" else CANDIDATES,
+            "batch_size": 256,
+        }
+        return SearchOptions.model_validate(chosen)
 
 
 WEIGHINGS = (
@@ -79,11 +80,6 @@ def weighed(
     ]
     sources = [StateDictSource(label, state) for label, state in {"base": base, **experts}.items()]
     method = parse_options(weighing.method, weighing.own_options) if weighing.method in names() else None
-
-    def combine(name: str, own: torch.Tensor, tensors: Sequence[torch.Tensor], found: Sequence[float]) -> torch.Tensor:
-        labelled = dict(zip(experts, tensors, strict=True))
-        return merge_tensor(name, own, labelled, dict(zip(experts, found, strict=True)), method)
-
     problem = Problem(
         sources[0],
         tuple(sources[1:]),
@@ -92,7 +88,7 @@ def weighed(
         in_memory(records),
         weighing.options(),
         method,
-        combine if method is not None and not method.is_linear else None,
+        _merging_anew(method, list(experts)) if method is not None and not method.is_linear else None,
     )
     runner = problem.local_runner()
     solution = solve_problem(problem, runner=runner)
@@ -100,3 +96,13 @@ def weighed(
     update = {name: parameter.detach() - base[name] for name, parameter in room.named_parameters()}
     groups = problem.layout.by_group(solution.coefficients).values()
     return update, {label: [group[label] for group in groups] for label in experts}, solution.passes
+
+
+def _merging_anew(method: SpectralMethod, labels: Sequence[str]) -> Combine:
+    """What a search calls for every tensor of a candidate where the merge is not linear in the weights."""
+
+    def combine(name: str, own: Tensor, tensors: Sequence[Tensor], found: Sequence[float]) -> Tensor:
+        experts, weights = dict(zip(labels, tensors, strict=True)), dict(zip(labels, found, strict=True))
+        return merge_tensor(name, own, experts, weights, method)
+
+    return combine

@@ -63,7 +63,7 @@ class Pair:
     """Whether the base mostly gives the rejected answer."""
 
     def record(self, answer: str) -> Record:
-        return Record(set="domain", prompt=self.prompt, response=answer)
+        return Record.model_validate({"set": "domain", "prompt": self.prompt, "response": answer})
 
 
 def pairs(dimension: str, parts: tuple[int, ...]) -> list[Pair]:
