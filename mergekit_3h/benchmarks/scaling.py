@@ -25,13 +25,13 @@ from mergekit_3h.benchmarks.problems import DTYPES, make_inputs
 from mergekit_3h.benchmarks.tables import Table, machine_lines, seconds_text
 from mergekit_3h.errors import OptionError
 from mergekit_3h.kernels.dense import eigh_in_place
-from mergekit_3h.kernels.jobs import WAITING_SHARE, Begun, Flow, flow_on, last_begun, runs_alone
+from mergekit_3h.kernels.jobs import Begun, Flow, flow_on, last_begun, room_within, runs_alone
 from mergekit_3h.kernels.workers import Pool
 from mergekit_3h.spectral.tensors import matrix_bytes
 
 _RUNS = 2
 _SHORTEST_REPLAY = 4.0
-"""Seconds: long beside the moment that a sleeping thread takes to wake up."""
+"""Seconds to which the time is scaled: long beside the moment that a sleeping thread takes to wake up."""
 _CPU = torch.device("cpu")
 _LAYER = ("down_proj", "gate_proj", "up_proj", "k_proj", "o_proj", "q_proj", "v_proj")
 """In the order of mergekit's graph, that of the tensors' whole names. Head and embedding come before the layers."""
@@ -48,8 +48,9 @@ class Matrix:
     """Of that, the eigendecompositions."""
     experts: int
     need: int
-    held: int
-    """Bytes of inputs and result."""
+    inputs: int
+    result: int
+    """Bytes."""
 
     def alone_seconds(self, cores: int) -> float:
         """With all cores: decompositions, one a task and two for the polar factors, and products, which share them."""
@@ -134,7 +135,7 @@ def _measured(plan: ComparisonPlan, shape: MatrixShape, run: Run) -> Matrix:
     need = matrix_bytes((shape.rows, shape.columns), dtype, plan.experts, plan.recipe.spectral()) + inputs
     seconds = median(times)
     eigh = min(seconds, sum(of_side[side] for side in sides))
-    return Matrix(shape.name, seconds, eigh, plan.experts, need, inputs + shape.elements * dtype.itemsize)
+    return Matrix(shape.name, seconds, eigh, plan.experts, need, inputs, shape.elements * dtype.itemsize)
 
 
 def _processor_seconds(work: Callable[[], object]) -> float:
@@ -174,7 +175,7 @@ def _discarded(run: Run) -> None:
 
 def replayed(matrices: Sequence[Matrix], cores: int, memory: int) -> Scaled:
     """The schedule on more cores than there are."""
-    scale = max(1.0, cores * _SHORTEST_REPLAY / sum(matrix.seconds for matrix in matrices))
+    scale = cores * _SHORTEST_REPLAY / sum(matrix.seconds for matrix in matrices)
     threads = torch.get_num_threads()
     pool = Pool(cores, 1)
     torch.set_num_threads(threads)  # a pool changes what threads inherit
@@ -197,8 +198,8 @@ def _in_groups(
     memory: int,
 ) -> tuple[float, float]:
     """mergekit's executor on this schedule: seconds, and seconds in which a core had work. Alone, all have."""
-    room, lock, busy = int(memory / (1 + WAITING_SHARE)), Lock(), [0.0]
-    sizes = [matrix.held for matrix in matrices]
+    room, lock, busy = room_within(memory), Lock(), [0.0]
+    sizes = [matrix.result for matrix in matrices]
     last = last_begun(sizes, room)
     begun: dict[int, Begun] = {}
 
@@ -210,11 +211,11 @@ def _in_groups(
 
     start, fetched = time.perf_counter(), 0
     for i, matrix in enumerate(matrices):
-        if runs_alone(matrix.need, matrix.held / sum(sizes), room, flow.workers):
+        if runs_alone(matrix.need, matrix.result / sum(sizes), room, flow.workers):
             flow.wait_for_room(matrix.need, room)
             timed(alone[i], flow.workers)
         else:
-            begun[i] = flow.begin(partial(timed, beside[i], 1), matrix.need, room, matrix.held)
+            begun[i] = flow.begin(partial(timed, beside[i], 1), matrix.need, room, matrix.inputs)
         while fetched <= i and last[fetched] == i:
             if fetched in begun:
                 begun.pop(fetched).result()

@@ -29,8 +29,9 @@ LARGEST_SHARE = 2.0
 """Of a core's part of all the work, that one matrix of a ``Flow`` may be. A heuristic: alone, a matrix of three experts
 is two to five times as fast on many cores; that pays for the few that are larger, and not for all of a small model."""
 
-WAITING_SHARE = 0.25
-"""Of the memory of a ``Flow``, for the inputs of what has not begun and the results of what is not fetched."""
+WAITING_SHARE = 0.125
+"""Of the room of a ``Flow``, for the inputs of what waits for its turn, and as much again for results that wait to be
+fetched."""
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,15 @@ def runs_alone(need: int, share: float, room: int, workers: int) -> bool:
     return share > LARGEST_SHARE / workers or not fits_beside(need, room, workers)
 
 
-def last_begun(sizes: Sequence[int], room: int) -> list[int]:
-    """For each matrix the one after which its result is fetched, if inputs and results of those between, which are the
-    ``sizes``, may take ``WAITING_SHARE`` of the room."""
-    ends, most = list(accumulate(sizes)), int(WAITING_SHARE * room)
+def room_within(memory: int) -> int:
+    """What running matrices may take of the memory, so that what waits for them has its share too."""
+    return int(memory / (1 + 2 * WAITING_SHARE))
+
+
+def last_begun(results: Sequence[int], room: int) -> list[int]:
+    """For each matrix the one after which its result is fetched, if the results from it to that one, of these sizes,
+    may take ``WAITING_SHARE`` of the room."""
+    ends, most = list(accumulate(results)), int(WAITING_SHARE * room)
     starts = [0, *ends][: len(ends)]
     return [max(i, bisect_right(ends, start + most) - 1) for i, start in enumerate(starts)]
 

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mergekit_3h.kernels.jobs import WAITING_SHARE, runs_alone
+from mergekit_3h.kernels.jobs import room_within, runs_alone
 from mergekit_3h.kernels.room import allowed_bytes
+from mergekit_3h.options import checked
 from mergekit_3h.spectral import registry
+from mergekit_3h.spectral.method import RunningOptions
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ def largest_at_once(needs: Sequence[Need], allowed: int | None, workers: int) ->
     alone = max((need.own for need in needs), default=0)
     if allowed is None or workers < 2:
         return AtOnce(min(1, len(needs)), alone, None)
-    room, whole = int(allowed / (1 + WAITING_SHARE)), sum(need.own + need.mapped for need in needs)
+    room, whole = room_within(allowed), sum(need.own + need.mapped for need in needs)
     sizes = [(need, need.own + need.mapped) for need in needs]
     beside = [need for need, size in sizes if not runs_alone(size, size / max(1, whole), room, workers)]
     taken, own, count = 0, 0, 0
@@ -50,7 +52,8 @@ def allowed_at_once(config: Any, device: str) -> int | None:
     if config.merge_method not in registry.names() or device != "cpu":
         return None
     given = (config.parameters or {}).get("memory_gb")
-    return allowed_bytes(given if isinstance(given, int | float) else None)
+    is_plain = not isinstance(given, list | dict)
+    return allowed_bytes(checked(RunningOptions, "memory_gb", given) if is_plain else None)
 
 
 def workers_on(device: str) -> int:

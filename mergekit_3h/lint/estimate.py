@@ -175,7 +175,7 @@ def held_bytes(config: Any, tensor: PlannedTensor) -> int:
     stored = [given.stored for given in tensor.inputs if given.stored]
     width = _output_width(config, tensor) if config.dtype else None
     inputs = sum(each.nbytes if width is None else each.elements * width for each in stored)
-    return inputs + _elements(tensor) * _output_width(config, tensor)
+    return inputs + output_bytes(config, tensor)
 
 
 def _need(config: Any, tensor: PlannedTensor, options: SpectralMethod | None) -> Need:

@@ -22,7 +22,7 @@ from pydantic import PrivateAttr, SkipValidation
 from torch import Tensor
 
 from mergekit_3h.errors import ThreeHError
-from mergekit_3h.kernels.jobs import WAITING_SHARE, Begun, flow_on, last_begun, runs_alone
+from mergekit_3h.kernels.jobs import WAITING_SHARE, Begun, flow_on, last_begun, room_within, runs_alone
 from mergekit_3h.kernels.pages import read_ahead
 from mergekit_3h.kernels.room import allowed_bytes
 
@@ -70,9 +70,9 @@ class Lookahead:
 
     @property
     def room(self) -> int:
-        """Bytes for what is merged at once; ``WAITING_SHARE`` of that is for inputs and results beside it."""
+        """Bytes for what is merged at once."""
         if self._room is None:
-            self._room = int(allowed_bytes(self._memory_gb) / (1 + WAITING_SHARE))
+            self._room = room_within(allowed_bytes(self._memory_gb))
         return self._room
 
     def turn(self, name: str) -> Turn | None:

@@ -55,11 +55,11 @@ def checked_merge(spec: MergeMethodSpec) -> CheckedMerge | None:
         if passed.config is config:
             return passed
     from mergekit_3h.lint import parameter_findings
-    from mergekit_3h.lint.estimate import held_bytes
+    from mergekit_3h.lint.estimate import output_bytes
 
     _refuse(OptionError, spec, parameter_findings(config, spec))
     plan = check_models(spec, config, options)
-    sizes = {tensor.name: held_bytes(config, tensor) for tensor in plan}
+    sizes = {tensor.name: output_bytes(config, tensor) for tensor in plan}
     device = "cuda" if getattr(options, "multi_gpu", False) else getattr(options, "device", None) or "cpu"
     _checked.append(CheckedMerge(config, device, Lookahead(sizes)))
     return _checked[-1]

@@ -22,7 +22,7 @@ def _short_replays(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def matrices(count: int, need: int = 1, seconds: float = 0.04) -> list[Matrix]:
-    return [Matrix("8x8", seconds, 0.7 * seconds, experts=3, need=need, held=1)] * count
+    return [Matrix("8x8", seconds, 0.7 * seconds, experts=3, need=need, inputs=1, result=1)] * count
 
 
 @pytest.mark.parametrize("cores", [2, 16, 64])
@@ -37,6 +37,12 @@ def test_many_matrices_keep_many_cores_busy(cores: int) -> None:
 def test_memory_for_few_leaves_cores_idle() -> None:
     few = replayed(matrices(64, need=10, seconds=0.1), cores=8, memory=50)  # 40 of them for four at once
     assert 0.4 < few.busy <= 0.5
+
+
+def test_large_matrices_keep_sixteen_cores_busy() -> None:
+    """8192x2048 in float32 with three experts: a result waits for its turn without keeping others from beginning."""
+    large = [Matrix("8192x2048", 23.7, 13.3, 3, need=587_000_000, inputs=268_000_000, result=67_000_000)] * 96
+    assert replayed(large, 16, memory=16_000_000_000).busy > 0.75
 
 
 def test_a_matrix_alone_has_a_core_for_each_decomposition() -> None:

@@ -134,7 +134,7 @@ def test_inputs_alive_at_once_stay_within_the_memory(
     family: Callable[..., Family], absolute: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """bfloat16 checkpoints read as float32 are copies in memory, of which mergekit and the workers hold some."""
-    models = family("llama", dtype=torch.bfloat16, num_hidden_layers=12)
+    models = family("llama", dtype=torch.bfloat16, num_hidden_layers=30)
     alive = {"now": 0, "most": 0, "all": 0}
     load = LoadTensor.execute
 
@@ -152,9 +152,8 @@ def test_inputs_alive_at_once_stay_within_the_memory(
     config = merge_config(models, "tsvm", dtype="float32", parameters={"memory_gb": memory / 1e9})
     mergekit_yaml(config, absolute / "out")
     largest = 4 * 4 * 384 * 32  # the embedding of four models
-    waiting = memory * WAITING_SHARE / (1 + WAITING_SHARE)
     assert alive["now"] == 0
-    assert largest < alive["most"] < waiting + largest < alive["all"] / 3
+    assert largest < alive["most"] < memory < alive["all"] / 2
 
 
 def test_a_tensor_that_fails_says_which_it_is(llama: Family, absolute: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,8 +239,8 @@ def arranged(sizes: dict[str, int], memory: float, labels: dict[str, str | None]
 
 def test_a_result_is_fetched_when_the_next_would_not_fit() -> None:
     sizes = {"a": 30, "b": 30, "c": 30, "d": 90, "e": 10}
-    ahead = arranged(sizes, memory=500)
-    assert ahead.room == 400 and ahead.room * WAITING_SHARE == 100
+    ahead = arranged(sizes, memory=1000)
+    assert ahead.room == 800 and ahead.room * WAITING_SHARE == 100
     turns = {name: ahead.turn(name) for name in sizes}
     assert {name: turn.label for name, turn in turns.items() if turn} == {
         "a": "c", "b": "c", "c": "c", "d": "e", "e": "e"
@@ -259,4 +258,4 @@ def test_the_smallest_memory_of_a_merge_counts() -> None:
     ahead = Lookahead({})
     for memory_gb in (None, 4.0, 2.0, 3.0):
         ahead.add(str(memory_gb), Labelled("a"), memory_gb)  # type: ignore[arg-type]
-    assert ahead.room == int(2e9 / (1 + WAITING_SHARE))
+    assert ahead.room == int(2e9 / (1 + 2 * WAITING_SHARE))
