@@ -49,6 +49,7 @@ def altered(llama: Family, absolute: Path) -> Callable[[Callable[[dict[str, torc
         ({"gamma": [0.0, 1.5]}, "got 1.5"),
         ({"gamma": [{"filter": "mlp", "value": -1.0}, {"value": 0.1}]}, "got -1.0"),
         ({"exclude": ["embed_tokens", "lm_head"]}, "write several values as one string"),
+        ({"keep_base": ["embed_tokens", "lm_head"]}, "write several values as one string"),
         ({"core": "dc", "decorrelation": 0.1}, "option 'decorrelation': got 0.1; core: dc stands between"),
     ],
 )
