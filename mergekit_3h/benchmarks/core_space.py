@@ -6,7 +6,7 @@ python -m mergekit_3h.benchmarks.core_space --shape 4096x4096 --rank 16 -n 3 --m
 from __future__ import annotations
 
 from dataclasses import dataclass
-from time import perf_counter
+from time import perf_counter, process_time
 
 import click
 import torch
@@ -31,6 +31,8 @@ class RouteRun:
 
     merged: Tensor
     seconds: float
+    cpu_seconds: float
+    """Of all threads: what else the machine does hardly changes it."""
     extra_bytes: int
     """Of the peak, beyond the base and the factors."""
 
@@ -50,10 +52,10 @@ def measured(given: LowRankUpdates, method: SpectralMethod, route: Route, shape:
     """A merge onto a base of zeros, so that nothing but the update is rounded, to float32."""
     base = torch.zeros(shape)
     with PeakMemory(base.device) as peak:
-        began = perf_counter()
+        began, cpu_began = perf_counter(), process_time()
         merged = merge_low_rank(base, given, method, route=route)
-        seconds = perf_counter() - began
-    return RouteRun(merged, seconds, peak.extra)
+        seconds, cpu_seconds = perf_counter() - began, process_time() - cpu_began
+    return RouteRun(merged, seconds, cpu_seconds, peak.extra)
 
 
 @click.command()
@@ -75,8 +77,9 @@ def main(shape: str, rank: int, experts: int, methods: tuple[str, ...]) -> None:
         apart = relative_error(core.merged, dense.merged)
         click.echo(f"{name}, {experts} adapters of rank {rank} on {rows} x {columns}:")
         for route, run in (("core space", core), ("dense", dense)):
-            click.echo(f"  {route:<10}  {seconds_text(run.seconds):>8}  {run.extra_bytes / 1e6:6.0f} MB")
-        click.echo(f"  {dense.seconds / core.seconds:.0f} times as fast, relative difference {apart:.1e}")
+            clock, cpu = seconds_text(run.seconds), seconds_text(run.cpu_seconds)
+            click.echo(f"  {route:<10}  {clock:>8}, {cpu:>8} of CPU time, {run.extra_bytes / 1e6:6.0f} MB")
+        click.echo(f"  {dense.cpu_seconds / core.cpu_seconds:.0f} times less CPU time, relative difference {apart:.1e}")
 
 
 if __name__ == "__main__":
