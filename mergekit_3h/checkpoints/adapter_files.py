@@ -38,9 +38,16 @@ class MergedModule:
 
 
 def write_adapter(
-    folder: Path, modules: Sequence[MergedModule], base: AdaptedBase, base_name: str, merged: Sequence[Adapter]
+    folder: Path,
+    modules: Sequence[MergedModule],
+    base: AdaptedBase,
+    named: tuple[str, str | None],
+    merged: Sequence[Adapter],
 ) -> None:
-    """The adapter of these modules; those of rank 0 are left out. The config is written last."""
+    """The adapter of these modules; those of rank 0 are left out. The config is written last.
+
+    ``named`` is the base's path or name on the hub, and its revision.
+    """
     from safetensors.torch import save_file
 
     changed = [module for module in modules if module.update.rank]
@@ -49,12 +56,12 @@ def write_adapter(
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor for module in changed for name, tensor in module.factors().items()}
     write_whole(folder / WEIGHTS[0], lambda new: save_file(tensors, str(new), metadata={"format": "pt"}))
-    config = _config(changed, base, base_name, merged)
+    config = _config(changed, base, named, merged)
     write_text_whole(folder / CONFIG, json.dumps(config, indent=2) + "\n")
 
 
 def _config(
-    changed: Sequence[MergedModule], base: AdaptedBase, base_name: str, merged: Sequence[Adapter]
+    changed: Sequence[MergedModule], base: AdaptedBase, named: tuple[str, str | None], merged: Sequence[Adapter]
 ) -> dict[str, Any]:
     ranks = {module.name: module.update.rank for module in changed}
     largest = max(ranks.values())
@@ -64,8 +71,8 @@ def _config(
     return {
         "peft_type": "LORA",
         "task_type": task_types.pop() if len(task_types) == 1 else None,
-        "base_model_name_or_path": base_name,
-        "revision": None,
+        "base_model_name_or_path": named[0],
+        "revision": named[1],
         "inference_mode": True,
         "r": largest,
         "lora_alpha": largest,

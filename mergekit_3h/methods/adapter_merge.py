@@ -62,7 +62,8 @@ def write_merged_adapter(
                 pass
             modules = found.modules()
             merged = [adapter.adapter for adapter in experts.adapters.values()]
-            write_adapter(folder, modules, experts.base, str(experts.reference), merged)
+            base = experts.reference.model
+            write_adapter(folder, modules, experts.base, (base.path, base.revision), merged)
     if source:
         write_text_whole(folder / "mergekit_config.yml", source)
     ranks = [module.update.rank for module in modules if module.update.rank]
