@@ -114,8 +114,8 @@ def _resumable(given: dict[str, Any]) -> ResumableMerge:
 
 
 def _merge(merge: ResumableMerge, config: Path, out: Path) -> None:
+    from mergekit_3h.methods.merging.endings import InterruptedMergeError
     from mergekit_3h.methods.merging.options import read_merge
-    from mergekit_3h.methods.merging.resumable import InterruptedMergeError
 
     source = config.read_text(encoding="utf-8")
     try:

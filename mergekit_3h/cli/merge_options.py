@@ -102,7 +102,8 @@ def mergekit_options(given: dict[str, Any]) -> Any:
     from mergekit_3h.methods.merging.options import mergekit_options as made
 
     values = {name: given[name] for name in _NAMES}
-    return made({**values, "device": given["merge_device"], "out_shard_size": given["out_shard_size"]})
+    values |= {"device": given["merge_device"], "out_shard_size": given["out_shard_size"]}
+    return made(values, is_here=given["ray"] is None)
 
 
 def cluster_options(given: dict[str, Any]) -> ClusterOptions | None:

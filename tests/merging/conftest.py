@@ -19,7 +19,8 @@ from mergekit_3h.cli import main
 from mergekit_3h.methods.merging.folder import UnfinishedMerge
 
 SMALL = ("--out-shard-size", "9000")
-"""Eleven shards of a tiny Llama."""
+SHARDS = 11
+"""Of a tiny Llama, of that size."""
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import SMALL, files, merge, model_bytes
+from mergekit_3h.methods.merging.folder import UNFINISHED
+
+from .conftest import SHARDS, SMALL, files, merge, model_bytes
 
 KILOBYTE = 1024
 
@@ -53,6 +55,21 @@ def test_it_ends_in_one_line_and_goes_on_after_space_was_made(
     assert "still to write, and the disk has" in said, "and it is told at once as long as there is none"
     (small_disk / "ballast").unlink()
     merge(config, out, *flags)
+    assert files(out) == expected
+
+
+def test_a_disk_that_is_full_when_the_last_files_are_written(
+    write_config, reference, small_disk: Path, ended_after
+) -> None:
+    """mergekit would leave out the tokenizer, and say that the merge was successful."""
+    config = write_config("linear", weight=0.5)
+    expected, out = reference(config, *SMALL), small_disk / "out"
+    ended_after(SHARDS, then=lambda folder: fill(small_disk, leaving=0) and None)
+    said = merge(config, out, *SMALL, status=1).output
+    assert f"the disk of {out} is full; make space" in said and [path.name for path in out.iterdir()] == [UNFINISHED]
+    ended_after(None)
+    (small_disk / "ballast").unlink()
+    merge(config, out, *SMALL)
     assert files(out) == expected
 
 

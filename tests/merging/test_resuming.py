@@ -22,7 +22,7 @@ from mergekit_3h.diagnostics.record import read_record
 from mergekit_3h.methods.merging.folder import UNFINISHED
 from mergekit_3h.writing import keep_others_out
 
-from .conftest import SMALL, files, merge
+from .conftest import SHARDS, SMALL, files, merge
 
 RANDOM = ("--random-seed", "3", *SMALL)
 
@@ -31,7 +31,7 @@ def pieces(out: Path) -> list[Path]:
     return sorted((out / UNFINISHED / "pieces").rglob("model-*.safetensors"))
 
 
-@pytest.mark.parametrize("count", [1, 5, 11])
+@pytest.mark.parametrize("count", [1, 5, SHARDS])
 @pytest.mark.parametrize(
     ("method", "parameters", "flags"),
     [

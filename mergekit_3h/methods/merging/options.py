@@ -13,8 +13,8 @@ from mergekit.options import MergeOptions
 from mergekit_3h.errors import OptionError
 
 
-def mergekit_options(given: Mapping[str, Any]) -> MergeOptions:
-    """``out_shard_size`` may be a text such as 5B."""
+def mergekit_options(given: Mapping[str, Any], *, is_here: bool) -> MergeOptions:
+    """``out_shard_size`` may be a text such as 5B. ``is_here``: this machine has to have the device."""
     size, device = given["out_shard_size"], given["device"]
     try:
         parsed_size = parse_kmb(size)
@@ -27,16 +27,16 @@ def mergekit_options(given: Mapping[str, Any]) -> MergeOptions:
             f"--lora-merge-dtype: got {given['lora_merge_dtype']!r}; expected bfloat16, float16 or float32"
         ) from None
     options = MergeOptions(**{**given, "out_shard_size": parsed_size, "quiet": True})
-    _require_device(options.device or "cpu", device)
+    _require_device(options.device or "cpu", device, is_here=is_here)
     return options
 
 
-def _require_device(device: str, given: str | None) -> None:
+def _require_device(device: str, given: str | None, *, is_here: bool) -> None:
     try:
         found = torch.device(device)
     except RuntimeError:
         raise OptionError(f"--merge-device: got {given!r}; expected cpu, cuda, cuda:1 or auto") from None
-    if found.type == "cuda" and not torch.cuda.is_available():
+    if is_here and found.type == "cuda" and not torch.cuda.is_available():
         raise OptionError("there is no CUDA device on this machine (--cuda, --merge-device); leave the option out")
 
 

@@ -18,8 +18,8 @@ from mergekit_3h.methods.merging.journal import FinishedPiece, settled_file
 
 _BLOCK = 1 << 24
 _SCANNED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_FULL = (f"os error {errno.ENOSPC}", f"os error {errno.EDQUOT}")
-"""How Rust says that a disk or a quota is full."""
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_IN_RUST = tuple(f"os error {number}" for number in _NO_SPACE)
 
 
 class FullDiskError(ThreeHError):
@@ -76,7 +76,7 @@ def write_piece(tensors: dict[str, Tensor], folder: Path, file: str, *, is_safe:
         _write(tensors, path, is_safe)
         settled_file(path)
     except Exception as error:
-        if not _is_full(error, path, sum(sizes.values())):
+        if not is_full(error) and not _lacks_room(path, sum(sizes.values())):
             raise
         free = shutil.disk_usage(folder).free
         path.unlink(missing_ok=True)
@@ -102,13 +102,19 @@ def _write(tensors: dict[str, Tensor], path: Path, is_safe: bool) -> None:
         save_file({name: tensor.clone() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
 
 
-def _is_full(error: Exception, path: Path, size: int) -> bool:
-    """torch says that a file has another position than expected, whatever the reason; then the disk is asked."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    left = shutil.disk_usage(path.parent).free
+def is_full(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came of, says that a disk or a quota is full."""
+    while error is not None:
+        if getattr(error, "errno", None) in _NO_SPACE or any(sign in str(error) for sign in _IN_RUST):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _lacks_room(path: Path, size: int) -> bool:
+    """torch says that its own format has another position than expected, whatever the reason; so the disk is asked."""
     written = path.stat().st_size if path.exists() else 0
-    return any(sign in str(error) for sign in _FULL) or (path.suffix != ".safetensors" and left + written < size)
+    return path.suffix != ".safetensors" and shutil.disk_usage(path.parent).free + written < size
 
 
 def digest(file: Path) -> str:

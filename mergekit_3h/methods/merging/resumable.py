@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-import signal
-import threading
+import shutil
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -24,27 +22,26 @@ from mergekit_3h.diagnostics.record import continued_record
 from mergekit_3h.errors import ModelError, OptionError, ThreeHError
 from mergekit_3h.methods.adapter_experts import LoraRoute, adapters_on_their_base
 from mergekit_3h.methods.memory_merge import explained, parsed_config
+from mergekit_3h.methods.merging.endings import ended_in_words
 from mergekit_3h.methods.merging.folder import UnfinishedMerge, require_usable
 from mergekit_3h.methods.merging.identity import contents_of, environment_of, request_of
 from mergekit_3h.methods.merging.layout import index_name, index_text
 from mergekit_3h.methods.merging.local import merge_here
+from mergekit_3h.methods.merging.pieces import FullDiskError, is_full
 from mergekit_3h.methods.merging.progress import ExpectedTensor, MergeProgress
 from mergekit_3h.methods.merging.run import RunningMerge, assembled
 from mergekit_3h.methods.merging.tasks import MergeTasks
 
 log = logging.getLogger(__name__)
 
+_DISK_IS_FULL = (
+    "the disk of {} is full; make space and run the same command again: it goes on from the files that are finished"
+)
+_LEAST_LEFT = 1 << 16
+"""Bytes that are free when everything has been written, if nothing has failed for want of them."""
+
 Devices = tuple[Any, Any]
 """The one that computes and the one that keeps what is computed, as mergekit names them."""
-
-
-class InterruptedMergeError(ThreeHError):
-    """The user or the system has ended the merge; it can be continued."""
-
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__(message)
-        self.status = status
-        """What a shell expects of a program that a signal has ended."""
 
 
 @dataclass(frozen=True)
@@ -85,9 +82,13 @@ class ResumableMerge:
 
     def _continue(self, config: Mapping[str, Any], source: str, folder: UnfinishedMerge) -> None:
         try:
-            with _ended_in_words(folder):
+            with ended_in_words(folder):
                 _keep_environment(folder.environment, environment_of(self.options), self.options)
                 _Execution(self, folder, config).run(source)
+        except Exception as error:
+            if isinstance(error, ThreeHError) or not is_full(error):
+                raise
+            raise FullDiskError(_DISK_IS_FULL.format(folder.out)) from error
         finally:
             folder.close()
 
@@ -105,6 +106,8 @@ class _Execution:
         with _executed_by(self._execute):
             out = str(self._folder.model_folder)
             run_merge(parsed_config(self._config), out, options=self._merge.options, config_source=source)
+        if shutil.disk_usage(self._folder.out).free < _LEAST_LEFT:  # mergekit goes on without a tokenizer then
+            raise FullDiskError(_DISK_IS_FULL.format(self._folder.out))
         run = self._run
         if run is None:
             raise ModelError("this version of mergekit merges otherwise than mergekit-3h expects; use mergekit-yaml")
@@ -132,7 +135,8 @@ class _Execution:
 
     def _make(self, run: RunningMerge, devices: Devices) -> None:
         if self._merge.cluster is not None:
-            from mergekit_3h.methods.merging.on_ray import MergeJob, merge_on_ray
+            from mergekit_3h.methods.merging.on_ray import merge_on_ray
+            from mergekit_3h.methods.merging.ray_worker import MergeJob
 
             contents = contents_of(parsed_config(self._config), self._merge.options)
             merge_on_ray(
@@ -200,28 +204,3 @@ def _executed_by(execute: Callable[..., Iterator[Any]]) -> Generator[None]:
         yield
     finally:
         merge.Executor = before  # type: ignore[misc]
-
-
-class _TerminatedError(BaseException):
-    """SIGTERM, which by itself would end the process without a word."""
-
-
-@contextmanager
-def _ended_in_words(folder: UnfinishedMerge) -> Generator[None]:
-    """Ctrl-C and SIGTERM end with what is kept, and how to go on."""
-
-    def terminate(number: int, frame: FrameType | None) -> None:
-        raise _TerminatedError
-
-    is_main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, terminate) if is_main else None
-    try:
-        yield
-    except (KeyboardInterrupt, _TerminatedError) as error:
-        number = signal.SIGTERM if isinstance(error, _TerminatedError) else signal.SIGINT
-        kept = len({piece.file for piece in folder.pieces.values()})
-        text = f"{kept} finished files are kept, and the same command goes on from there" if kept else "nothing is kept"
-        raise InterruptedMergeError(f"stopped: {text}", 128 + number) from None
-    finally:
-        if is_main:
-            signal.signal(signal.SIGTERM, before)
