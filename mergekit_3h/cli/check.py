@@ -85,11 +85,10 @@ def _estimate_text(estimate: Estimate) -> str:
 def _parts(estimate: Estimate) -> str:
     """What the peak is made of, and what lowers it."""
     group, collected = estimate.at_once, _bytes(estimate.collected_bytes)
-    merged = (
-        f"{_bytes(group.own)} for {f'{group.tensors} tensors' if group.tensors != 1 else 'the tensor'} merged at once"
-    )
-    if group.allowed is not None:
-        merged += f" within {_bytes(group.allowed)}, which memory_gb lowers"
+    merged = f"{_bytes(group.own)} for the tensor that takes most"
+    if group.tensors > 1 and group.allowed is not None:
+        beside = f"{group.tensors} tensors merged at once within {_bytes(group.allowed)}"
+        merged = f"{_bytes(group.own)} for {beside}, which memory_gb lowers"
     return f"{merged}; {collected} for output before it is written, which --out-shard-size lowers"
 
 

@@ -122,12 +122,12 @@ class AwaitedMerge(ExecuteMergeMethodTask):
         """Hand the merge to the cores, or do it now with all of them: a tensor that is too large to share them."""
         inputs, turn, flow = list(tensors.values()), self._turn, flow_on(_CPU)
         work = partial(self._merged, tensors)
-        if flow is None or turn is None or not inputs or any(tensor.device != _CPU for tensor in inputs):
+        if flow is None or not inputs or any(tensor.device != _CPU for tensor in inputs):
             return work()
         method = cast(MeasuredMethod, merge_methods.get(self.method_name))
         need = method.bytes_to_merge(self.output_weight.name, inputs, dict(self.parameters.items()))
         room = self._ahead.room
-        if runs_alone(need, turn.share, room, flow.workers):
+        if turn is None or runs_alone(need, turn.share, room, flow.workers):
             flow.wait_for_room(need, room)
             return work()
         read_ahead(inputs)
