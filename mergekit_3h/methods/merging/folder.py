@@ -6,6 +6,7 @@ import logging
 import pickle
 import shutil
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -33,7 +34,7 @@ class UnfinishedMerge:
         self, out: Path, request: Mapping[str, Any], environment: Mapping[str, Any], *, start_over: bool = False
     ) -> None:
         self.out = out
-        self._folder, self._is_open = out / UNFINISHED, False
+        self._folder, self._is_open, self._lock = out / UNFINISHED, False, threading.Lock()
         self.pieces_folder = self._folder / "pieces"
         self.model_folder = self._folder / "model" / out.name
         """Where mergekit writes everything but the weights. Its last part is the name on the model card."""
@@ -54,11 +55,13 @@ class UnfinishedMerge:
         return self._journal.environment
 
     def add(self, piece: FinishedPiece) -> None:
-        self._journal.add(piece)
-        before = {self.pieces[name].file for name in piece.tensors if name in self.pieces}
-        self.pieces.update(dict.fromkeys(piece.tensors, piece))
-        for file in before - {other.file for other in self.pieces.values()}:
-            (self.pieces_folder / file).unlink(missing_ok=True)
+        """From any thread. What it was made of is removed."""
+        with self._lock:
+            self._journal.add(piece)
+            before = {self.pieces[name].file for name in piece.tensors if name in self.pieces}
+            self.pieces.update(dict.fromkeys(piece.tensors, piece))
+            for file in before - {other.file for other in self.pieces.values()}:
+                (self.pieces_folder / file).unlink(missing_ok=True)
 
     def path(self, piece: FinishedPiece, shard: Shard | None = None) -> Path:
         """Where a piece is: a kill may have come when some of them had their final names already."""
@@ -72,6 +75,8 @@ class UnfinishedMerge:
         known = self._journal.shared
         if known is None:
             values = make()
+            if not values:
+                return values
             file.write_bytes(pickle.dumps(values))
             settled_file(file)
             self._journal.add_shared(digest(file))
@@ -140,7 +145,8 @@ class UnfinishedMerge:
 
 def read_shared(pieces_folder: Path) -> list[Any]:
     """The values that all pieces are made with."""
-    return pickle.loads((pieces_folder.parent / _SHARED).read_bytes())
+    file = pieces_folder.parent / _SHARED
+    return pickle.loads(file.read_bytes()) if file.exists() else []
 
 
 def has_unfinished(out: Path) -> bool:

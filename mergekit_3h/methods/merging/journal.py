@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -44,7 +43,7 @@ class MergeJournal:
         self, file: Path, request: Mapping[str, Any], environment: Mapping[str, Any], *, start_over: bool = False
     ) -> None:
         """``request`` is what the bits of the result follow from; ``environment`` what they may depend on as well."""
-        self._file, self._lock = file, threading.Lock()
+        self._file = file
         self.shared: str | None = None
         self._lines = GrowingLines(file)
         try:
@@ -58,10 +57,9 @@ class MergeJournal:
 
     def add(self, piece: FinishedPiece) -> None:
         """On disk when this returns: the file it tells of is there before, and never has to be made again."""
-        with self._lock:
-            self._lines.append({"kind": "piece", **asdict(piece)})
-            self._lines.settle()
-            self.pieces.append(piece)
+        self._lines.append({"kind": "piece", **asdict(piece)})
+        self._lines.settle()
+        self.pieces.append(piece)
 
     def add_shared(self, sha256: str) -> None:
         """Of the file with what all pieces are made with."""

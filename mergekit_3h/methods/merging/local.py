@@ -42,6 +42,7 @@ class _Gap:
         for done in self._run.tasks.run(self._names, writer, devices, self._watch):
             self._place = done.place
         writer.flush()
+        self._writing.wait()  # the next gap draws from where this one has come to
 
     def _saved(self, name: str, tensor: Tensor) -> None:
         scan(name, tensor, allow=self._run.allow_non_finite)
@@ -94,14 +95,15 @@ class _Writing:
             self._running.popleft().result()
         self._running.append(self._pool.submit(write))
 
+    def wait(self) -> None:
+        """Until everything is on the disk."""
+        while self._running:
+            self._running.popleft().result()
+
     def __enter__(self) -> _Writing:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, *_: object) -> None:
         """What is being written is finished even after an error: it need not be merged again."""
-        if self._pool is None:
-            return
-        self._pool.shutdown(wait=True, cancel_futures=kind is not None)
-        if kind is None:
-            for future in self._running:
-                future.result()
+        if self._pool is not None:
+            self._pool.shutdown(wait=True)

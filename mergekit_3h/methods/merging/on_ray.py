@@ -131,7 +131,7 @@ def _takes(method: str, option: str) -> bool:
 def _pieces(run: RunningMerge, workers: int) -> list[_PlannedPiece]:
     """What is to be made: shards where they are many, else parts of them."""
     limit, gaps = run.options.out_shard_size, run.gaps()
-    sizes = {name: max(1, run.expected[name].bytes) if name in run.expected else 1 for gap in gaps for name in gap}
+    sizes = {name: _expected_bytes(run, name) for gap in gaps for name in gap}
     parts = [part for gap in gaps for part in divided({name: sizes[name] for name in gap}, limit)]
     if len(parts) < _PIECES_A_WORKER * workers:
         share = sum(sizes.values()) // (_PIECES_A_WORKER * workers)
@@ -142,6 +142,12 @@ def _pieces(run: RunningMerge, workers: int) -> list[_PlannedPiece]:
         _PlannedPiece(part, f"{run.name}/{stem}-{number}.{ending}", sum(sizes[name] for name in part))
         for number, part in enumerate(parts, start=1)
     ]
+
+
+def _expected_bytes(run: RunningMerge, name: str) -> int:
+    """A tensor that mergekit makes of others has no size in any header: it gets a piece of its own."""
+    tensor = run.expected.get(name)
+    return tensor.bytes if tensor is not None and tensor.bytes else _LARGEST_PIECE
 
 
 def _starting(run: RunningMerge, job: MergeJob, scale: ClusterOptions) -> Callable[[], Any]:

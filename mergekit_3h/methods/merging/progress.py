@@ -69,6 +69,7 @@ class MergeProgress:
     def known(self, names: Iterable[str]) -> None:
         """These were finished by the run before."""
         self._bar.update(sum(self._drop(name) for name in names))
+        self._last = monotonic()
 
     def shared_by(self, workers: int) -> None:
         """So many processes merge at once."""

@@ -79,10 +79,12 @@ class DrawWatch:
     def after(self, place: int) -> bool:
         """Whether the task drew."""
         now = random_states()
-        has_drawn = now != self._states
+        before = self._states
+        assert before is not None
+        # A device that was not in use before has its state from the seed: it is known without being written down.
+        has_drawn = any(before[name] not in (now[name], []) for name in now)
         if has_drawn:
-            assert self._states is not None
-            self._drew[place] = self._states
+            self._drew[place] = before
         self._states = now
         return has_drawn
 
