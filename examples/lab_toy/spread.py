@@ -53,7 +53,7 @@ def with_chance(points: Points) -> str:
         draw.shuffle(seconds)
         as_far += abs(rank_correlation(list(zip(firsts, seconds, strict=True)))) >= abs(found) - 1e-9
     p = (as_far + 1) / (SHUFFLES + 1)
-    text = f"{found:+.2f} (p = {p:.3f})"
+    text = f"{found:+.2f} (p {'< 0.001' if p < 0.001 else f'= {p:.3f}'})"
     return f"**{text}**" if p < 0.01 else text
 
 

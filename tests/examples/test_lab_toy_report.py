@@ -100,6 +100,17 @@ def test_an_unfinished_line_is_cut_off(toy: Toy, tmp_path: Path) -> None:
     assert [json.loads(one)["row"] for one in path.read_text().splitlines()] == ["tsvm", "rtsvm"]
 
 
+@pytest.mark.parametrize(
+    "text", ["not JSON\n", '{"row": "tsvm", "experts": "full_short"}\n', "[1]\n", "not even a line"]
+)
+def test_a_file_of_something_else_is_named_and_left_alone(toy: Toy, tmp_path: Path, text: str) -> None:
+    path = tmp_path / "results.jsonl"
+    path.write_text(text)
+    with pytest.raises(SystemExit, match=r"results.jsonl, line 1: no line that examples/lab_toy/run.py wrote"):
+        toy("results").Results(path)
+    assert path.read_text() == text
+
+
 @pytest.mark.parametrize("weights", ["all", "lora", "few"])
 def test_only_what_a_course_frees_learns(toy: Toy, weights: str) -> None:
     experts, models, world = toy("experts"), toy("models"), toy("world")
