@@ -145,7 +145,8 @@ def require_trained_on(adapter: Adapter, name: str, folder: Path) -> None:
     if not is_same:
         raise ModelError(
             f"adapter {adapter.label} was trained on {trained_on}, as its adapter_config.json says, not on {name}: its "
-            "update means nothing there. Name the base that it was trained on."
+            "update means nothing there. Name the base that it was trained on; if that is this one under another name, "
+            "correct base_model_name_or_path in the file."
         )
 
 

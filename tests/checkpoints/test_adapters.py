@@ -143,6 +143,11 @@ def test_an_adapter_from_elsewhere_is_taken_at_its_word(
     change_config(folder, base_model_name_or_path="/gone/base")
     require_trained_on(open_adapter(folder, "mine"), str(llama.base), llama.base)
     assert "trained on /gone/base, which is not here to compare" in caplog.text
+    change_config(folder, base_model_name_or_path="some/model")
+    on_the_hub = open_adapter(folder, "mine")
+    require_trained_on(on_the_hub, "Some/Model", llama.base)
+    with pytest.raises(ModelError, match=r"trained on some/model, .* not on other/model: .* under another name"):
+        require_trained_on(on_the_hub, "other/model", llama.base)
 
 
 def test_an_embedding_that_was_trained_as_a_whole_is_refused(llama: Family, tmp_path: Path) -> None:
