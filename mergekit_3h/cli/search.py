@@ -1,4 +1,4 @@
-"""``mergekit-3h search``: finds merge weights, and writes a config that merges with them."""
+"""``mergekit-3h search``: finds merge weights or options, and writes a config that merges with them."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ def _with_search_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("-v", "--verbose", is_flag=True, help="Say what is going on.")
 @_with_search_options
 def command(config: Path, output: Path, resume: bool, force: bool, quiet: bool, verbose: bool, **given: Any) -> None:
-    """Search the merge weights for CONFIG, a mergekit config.
+    """Search the merge weights for CONFIG, a mergekit config, or with --over options of its method.
 
     CONFIG has merge_method: safety_merge, or any method with a weight for each expert, whose weights are then searched.
-    OUTPUT is an ordinary config that merges with the weights found, without any data. Beside it are written
+    OUTPUT is an ordinary config that merges with what was found, without any data. Beside it are written
     OUTPUT.trace.jsonl (every candidate), OUTPUT.json (losses of all models and of the result) and OUTPUT.png.
     The options below go before those of CONFIG.
     """
@@ -74,10 +74,9 @@ def _cost(solution: Solution) -> str:
     """What it took to find options, with what an interrupted search had done before."""
     seconds = sum(m.seconds for m in [*solution.models.values(), *(point.measured for point in solution.points)])
     time = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
-    models, merges = sum(model.passes for model in solution.models.values()), solution.merges
-    return (
-        f"{solution.passes} forward passes over the data, {models} more for the single models; {merges} merges; {time}"
-    )
+    models = sum(model.passes for model in solution.models.values())
+    merges = "1 merge" if solution.merges == 1 else f"{solution.merges} merges"
+    return f"{solution.passes} forward passes over the data, {models} more for the single models; {merges}; {time}"
 
 
 def _show(solution: Solution, output: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -124,7 +124,9 @@ def read_request(config: Any, overrides: Mapping[str, Any] | None = None) -> Saf
         raise ModelError("safety_merge needs a base model: add `base_model:` with the model the experts come from")
     raw = config.model_dump(mode="json", exclude_none=True)
     base, inputs = str(config.base_model), _inputs(config)
-    given, shared = _divided(dict(raw.get("parameters", {})))
+    # An option of the method itself goes before one of the search's that has its name, as `combine` of svc.
+    of_method = [] if config.merge_method == METHOD_NAME else _option_names(config.merge_method)
+    given, shared = _divided(dict(raw.get("parameters", {})), of_method)
     if config.merge_method != METHOD_NAME:
         given["combine"] = config.merge_method
     given.update(overrides or {})
@@ -149,9 +151,14 @@ def read_request(config: Any, overrides: Mapping[str, Any] | None = None) -> Saf
     return SafetyRequest(config.base_model, experts, combination, kept)
 
 
-def _divided(parameters: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _option_names(method: str) -> list[str]:
+    specs = [known.spec for known in registered_methods() if known.spec.name == method]
+    return [parameter.name for spec in specs for parameter in spec.parameters if parameter.name != WEIGHT]
+
+
+def _divided(parameters: dict[str, Any], of_method: Collection[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Options of safety_merge, and the other parameters."""
-    own = safety_merge_option_names()
+    own = [name for name in safety_merge_option_names() if name not in of_method]
     given = {name: parameters.pop(name) for name in list(parameters) if name in own}
     for name, value in given.items():
         if isinstance(value, list | dict):
@@ -216,13 +223,13 @@ def _own_parameters(inputs: list[tuple[ModelReference, dict[str, Any]]], model: 
 
 def _require_known_parameters(config: MergeConfiguration, method: MergeMethod, options: SearchOptions) -> None:
     """mergekit drops parameters it does not know without a word; here they are errors."""
-    of_method = [parameter.name for parameter in method.spec.parameters if parameter.name != "weight"]
+    of_method = _option_names(method.spec.name)
     is_ours = config.merge_method == METHOD_NAME
     for place in parameter_places(config):
         fixed = place.parameters if is_ours else {k: v for k, v in place.parameters.items() if k != "weight"}
         require_free_weights(options, place.where, fixed)
         for name in place.parameters:
-            if name in safety_merge_option_names():
+            if name in safety_merge_option_names() and (is_ours or name not in of_method):
                 _require_global(place, name)
             elif name not in of_method and name != "weight":
                 known = safety_merge_option_names() + of_method

@@ -66,7 +66,7 @@ def test_found_options_merge_to_what_was_measured(
     measured = {name: entry["loss"] for name, entry in report["losses"].items()}
     # the same update, added to the base in one rounding more
     assert losses_of(absolute / "merged", trained.data) == pytest.approx(measured, rel=1e-4)
-    merges = int(re.search(r"(\d+) merges", said)[1])
+    merges = int(re.search(r"(\d+) merges?;", said)[1])
     assert merges == report["merges"] == settings(absolute / "found.trace.jsonl", over) < report["evaluations"]
 
 
@@ -161,6 +161,15 @@ def test_bad_options(
     assert refused.exit_code == 1
     assert message in refused.output and len(refused.output.strip().splitlines()) == 1, refused.output
     assert not (absolute / "found.trace.jsonl").exists()
+
+
+def test_an_option_of_the_method_that_the_search_has_too(trained: Trained, absolute: Path) -> None:
+    """``combine`` of svc is not that of safety_merge."""
+    config = plain(trained, "svc", {"combine": "tsvm"})
+    flags = ("--over", "lambda", "--data", str(trained.data), "--max-evaluations", "2")
+    assert "1 merge;" in search(config, absolute / "found.yml", *flags).output
+    found = yaml.safe_load((absolute / "found.yml").read_text())["parameters"]
+    assert (found["combine"], set(found)) == ("tsvm", {"combine", "lambda"})
 
 
 def test_options_of_a_method_without_weights(trained: Trained, absolute: Path) -> None:
