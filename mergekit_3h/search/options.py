@@ -192,7 +192,7 @@ def _require_consistent(options: SearchOptions) -> None:
     if searched_options(options.over) and options.solver != "climb":
         raise OptionError(
             f"option 'solver': got {options.solver!r} with over {options.over!r}; options of a method are found by "
-            "solver 'climb', by forward passes alone. Leave solver out, or search over the weights alone."
+            "solver 'climb', by forward passes alone. Give that one, or search over the weights alone."
         )
     if options.solver == "gradient" and not (is_linear(options.combine) or is_held(options.combine, options.solver)):
         can = ", ".join([*linear_combinations(), *held_combinations()])
