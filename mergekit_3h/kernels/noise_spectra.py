@@ -84,9 +84,12 @@ class Ritz:
 
 def enough_precision(total_square: float, edge: float, device: torch.device) -> torch.dtype:
     """In which to form G, for the sum of the squares of delta's entries."""
-    # Elsewhere float32 products may be TF32; with another precision than "highest" they are bfloat16 on some CPUs.
-    is_float32 = device.type == "cpu" and torch.get_float32_matmul_precision() == "highest"
-    return torch.float32 if is_float32 and total_square <= LARGEST_SQUARE * edge**2 else torch.float64
+    return torch.float32 if _has_float32(device) and total_square <= LARGEST_SQUARE * edge**2 else torch.float64
+
+
+def _has_float32(device: torch.device) -> bool:
+    """Elsewhere its products may be TF32; with another precision than "highest" they are bfloat16 on some CPUs."""
+    return device.type == "cpu" and torch.get_float32_matmul_precision() == "highest"
 
 
 def is_narrow(likely_rank: int, columns: int) -> bool:
@@ -102,8 +105,7 @@ def noise_spectrum(gram: Tensor, rule: RankRule, share: float = SHARE) -> Spectr
     """
     edge = rule.noise_edge
     total_square = float(gram.diagonal().sum(dtype=torch.float64))
-    unit = gram.triu().div_(edge**2)
-    unit.add_(unit.triu(1).T)
+    unit = _in_units(gram, edge, torch.float32 if _has_float32(gram.device) else torch.float64)
 
     def rank_of(squares: Tensor, total: float) -> int:
         return rule(squares.to(torch.float64).clamp_min(0).sqrt() * edge, total)
@@ -112,6 +114,9 @@ def noise_spectrum(gram: Tensor, rule: RankRule, share: float = SHARE) -> Spectr
     likely_rank, widest = rank_of(likely, float(likely.sum()) * edge**2), unit.shape[0] // WIDEST
     if not is_narrow(likely_rank, unit.shape[0]):
         return None
+    if unit.dtype != gram.dtype:
+        unit = _in_units(gram, edge, gram.dtype)
+        ritz = _ritz(ritz.vectors.to(gram.dtype), unit)
     width = min(_width(likely_rank), widest)
     for _ in range(MOST_ROUNDS):
         if width > widest or float(ritz.values[0]) <= 1:
@@ -127,6 +132,12 @@ def noise_spectrum(gram: Tensor, rule: RankRule, share: float = SHARE) -> Spectr
         width = max(width, _width(rank))
         ritz = _ritz(_filtered(unit, _widened(unit, ritz, width), least), unit)
     return None
+
+
+def _in_units(gram: Tensor, edge: float, dtype: torch.dtype) -> Tensor:
+    """The whole of G over e^2, from its upper triangle."""
+    unit = gram.to(dtype).triu().div_(edge**2)
+    return unit.add_(unit.triu(1).T)
 
 
 def _width(rank: int) -> int:

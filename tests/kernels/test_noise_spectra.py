@@ -14,7 +14,7 @@ from mergekit_3h.kernels.assembly import Report, merge
 from mergekit_3h.kernels.noise import rounding_edge
 from mergekit_3h.kernels.noise_spectra import SHARE, enough_precision, is_narrow, noise_spectrum
 from mergekit_3h.kernels.ranks import RankRule
-from mergekit_3h.kernels.spectra import Spectrum, gram_of, likely_values, random_vectors, total_square
+from mergekit_3h.kernels.spectra import Spectrum, gram_of, likely_values, total_square
 from mergekit_3h.kernels.tasks import TaskMatrices
 
 SHAPE = (480, 400)
@@ -190,28 +190,26 @@ def test_identical_experts_give_their_own_truncation() -> None:
     assert relative(near, alone) < 0.02
 
 
-def test_a_direction_that_the_first_vectors_cannot_see_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The largest of all; vectors orthogonal to it never meet it, and the Cholesky factorisation says so."""
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_missing_direction_is_seen_in_the_rest(dtype: torch.dtype) -> None:
+    """Whichever of those beyond the edge it is; those under it are not missed."""
     tasks, edge = one_expert()
-    top = torch.linalg.svd(tasks.block(0, slice(0, tasks.rows)), full_matrices=False)[2][0]
     gram = gram_of(tasks, 0)
-    gram = symmetric(gram, torch.zeros_like(gram))
-    rule = RankRule(tasks.columns, 130, edge, 1.0)
-    seen = noise_spectrum(gram, rule)
-    assert seen is not None
+    unit = symmetric(gram, torch.zeros_like(gram)) / edge**2
+    squares, vectors = torch.linalg.eigh(unit)
+    order = squares.argsort(descending=True)
+    squares, rows, unit = squares[order].to(dtype), vectors.T[order].to(dtype), unit.to(dtype)
+    count = int((squares > 1).sum())
 
-    def without_top(count: int, columns: int, like: torch.Tensor) -> torch.Tensor:
-        made = random_vectors(count, columns, like)
-        return made - torch.outer(made @ top.to(made), top.to(made))
+    def is_accepted(chosen: list[int]) -> bool:
+        kept = noise_spectra.Ritz(squares[chosen], rows[chosen], rows[chosen] @ unit)
+        assert kept.perturbation < 1e-3
+        return noise_spectra._has_no_other(unit, kept, 1.0)
 
-    monkeypatch.setattr(noise_spectra, "random_vectors", without_top)
-    missed = noise_spectrum(gram, rule)
-    # Rounding lets the direction in after some rounds; until then nothing is accepted.
-    assert missed is None or torch.allclose(missed.values, seen.values, rtol=1e-3)
-    monkeypatch.setattr(noise_spectra, "_has_no_other", lambda *_: True)
-    careless = noise_spectrum(gram, rule, share=0.2)
-    assert careless is not None
-    assert careless.values[0] < 0.9 * seen.values[0]
+    assert is_accepted(list(range(count)))
+    assert is_accepted(list(range(count + 5)))
+    for missing in range(count):
+        assert not is_accepted([i for i in range(count) if i != missing])
 
 
 def symmetric(upper: torch.Tensor, added: torch.Tensor) -> torch.Tensor:
