@@ -8,6 +8,8 @@ from statistics import mean, stdev
 from board import Board, kept
 from merging import SUM
 
+from mergekit_3h.optional import optional
+
 SHOWN = {
     SUM: ("o", "tab:gray"),
     "tsvm": ("s", "tab:blue"),
@@ -21,9 +23,7 @@ SHOWN = {
 
 def plot(board: Board, path: Path) -> None:
     """A column a kind, a mark a row, with its standard error over the seeds."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10.5, 4.6), layout="constrained")
+    figure = optional("matplotlib.figure", "plots", "a picture").Figure(figsize=(10.5, 4.6), layout="constrained")
     axes = figure.subplots()
     for i, (row, (marker, colour)) in enumerate(SHOWN.items()):
         for place, kind in enumerate(board.kinds):
