@@ -6,6 +6,7 @@ import pytest
 import torch
 from kernels.oracle import random_delta, relative, settings
 
+from mergekit_3h.kernels import krylov
 from mergekit_3h.kernels.assembly import merge
 from mergekit_3h.kernels.krylov import certified_krylov, krylov_spectrum
 from mergekit_3h.kernels.ranks import RankRule
@@ -36,6 +37,23 @@ def test_flat_spectra_fall_back_to_the_exact_decomposition() -> None:
     exact, _ = merge(TaskMatrices(deltas), [1.0] * 2, settings(decomposition="exact", energy=0.05))
     assert report.decompositions == ["exact, krylov not certified"] * 2
     assert torch.equal(auto, exact)
+
+
+@pytest.mark.parametrize(("budget", "energy", "blocks"), [(1280, 0.6, 2), (12, 1.0, 3)])
+def test_what_cannot_be_certified_is_given_up_early(
+    monkeypatch: pytest.MonkeyPatch, budget: int, energy: float, blocks: int
+) -> None:
+    """Of five blocks that there may be: at once where the rank is too large, else when there is no gap to be seen."""
+    delta = random_delta((1280, 1280), "flat", 1)
+    values = torch.linalg.svdvals(delta)
+    rule = RankRule(1280, budget, noise_edge=0.0, energy=energy)
+    multiplied = []
+    original = krylov._gram_times
+    monkeypatch.setattr(krylov, "_gram_times", lambda *given: multiplied.append(given) or original(*given))
+    found, expected_rank = certified_krylov(TaskMatrices([delta]), 0, rule, 1e-6)
+    assert found is None
+    assert len(multiplied) == blocks
+    assert expected_rank == pytest.approx(rule(values, float(values.square().sum())), rel=0.3)
 
 
 def test_it_is_not_tried_where_the_rank_is_a_large_part_of_the_matrix() -> None:
