@@ -177,6 +177,18 @@ class TestRefusals:
             assert "another process" in merge(begun, out, *SMALL, "--start-over", status=1).output
         merge(begun, out, *SMALL)
 
+    def test_a_damaged_journal(self, begun: Path, out: Path) -> None:
+        journal = out / UNFINISHED / "journal.jsonl"
+        journal.write_bytes(b"not JSON\n" + journal.read_bytes())
+        said = merge(begun, out, *SMALL, status=1).output
+        assert "is no journal of a merge that can be continued" in said and "--start-over throws" in said
+        merge(begun, out, *SMALL, "--start-over")
+
+    def test_a_folder_that_cannot_be_made(self, begun: Path, out: Path) -> None:
+        (out.parent / "file").write_text("")
+        said = merge(begun, out.parent / "file" / "out", status=1).output
+        assert "nothing can be written there (Not a directory)" in said
+
     def test_a_folder_of_something_else(self, begun: Path, out: Path) -> None:
         (out.parent / "full").mkdir()
         (out.parent / "full" / "notes.txt").write_text("mine")

@@ -38,7 +38,10 @@ class UnfinishedMerge:
         self.pieces_folder = self._folder / "pieces"
         self.model_folder = self._folder / "model" / out.name
         """Where mergekit writes everything but the weights. Its last part is the name on the model card."""
-        self.pieces_folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.pieces_folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OptionError(f"{out}: nothing can be written there ({error.strerror}); name another folder") from error
         self._journal = MergeJournal(self._folder / "journal.jsonl", request, environment, start_over=start_over)
         self._is_open = True
         self.pieces = by_tensor(self._journal.pieces)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mergekit_3h.diagnostics.lines import GrowingLines, read_lines
+from mergekit_3h.diagnostics.lines import GrowingLines, LinesError, read_lines
 from mergekit_3h.errors import OptionError
 from mergekit_3h.writing import InUseError
 
@@ -85,19 +85,21 @@ class MergeJournal:
 
     def _read(self, request: Mapping[str, Any]) -> bool:
         """Whether the run before has left something, of the same request."""
-        header, *lines = list(read_lines(self._file)) or [{}]
-        pieces = [line for line in lines if line["kind"] == "piece"]
+        try:
+            header, *lines = list(read_lines(self._file)) or [{}]
+            pieces = [FinishedPiece(**{key: line[key] for key in _FIELDS}) for line in lines if line["kind"] == "piece"]
+            if pieces and (header["kind"], header["format"]) != ("merge", FORMAT):
+                raise LinesError(f"{self._file} is of another version")
+            self.shared = next((line["sha256"] for line in lines if line["kind"] == "shared"), None)
+        except (LinesError, KeyError) as error:
+            raise OptionError(
+                f"{self._file} is no journal of a merge that can be continued ({error}); --start-over throws what is "
+                "unfinished away"
+            ) from None
         if not pieces:
             return False
-        if header.get("kind") != "merge" or header.get("format") != FORMAT:
-            raise OptionError(
-                f"{self._file} is no journal that this version of mergekit-3h continues; --start-over throws the "
-                "unfinished merge away"
-            )
         _require_same(self._file.parent.parent, header["request"], request, len(pieces))
-        self.environment = header["environment"]
-        self.pieces = [FinishedPiece(**{key: line[key] for key in _FIELDS}) for line in pieces]
-        self.shared = next((line["sha256"] for line in lines if line["kind"] == "shared"), None)
+        self.environment, self.pieces = header["environment"], pieces
         return True
 
 
