@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from hosts import merge_config
 from mergekit.graph import Executor
 from safetensors.torch import load_file, save_file
+from tiny_adapters import change_tensors, write_adapters
 from tiny_models import Family, tiny_model, tiny_tokenizer, write_family
 
 from mergekit_3h.cli import main
@@ -234,6 +235,28 @@ def test_a_tokenizer_is_built_once(absolute: Path, out: Path, ended_after) -> No
                 token = f"<own-{i}-{j}>"
                 # Models without a token have none of its rows, so what mergekit puts there is the expert's own.
                 assert torch.allclose(merged[tensor][vocabulary[token]], own[tensor][known[token]], atol=1e-6)
+
+
+def test_adapters_are_merged_on_as_they_were(llama: Family, absolute: Path, out: Path, ended_after) -> None:
+    """As the products they are, which mergekit-yaml cannot: the reference is a merge that nobody disturbed."""
+    adapters = write_adapters(llama.base, absolute / "adapters")
+    models = [{"model": f"{llama.base}+{adapter}"} for adapter in adapters]
+    config = absolute / "adapters.yml"
+    config.write_text(yaml.safe_dump({"merge_method": "tsvm", "base_model": str(llama.base), "models": models}))
+    undisturbed = absolute / "undisturbed" / "out"
+    merge(config, undisturbed, *SMALL)
+    ended_after(4)
+    merge(config, out, *SMALL, status=130)
+    ended_after(None)
+    said = merge(config, out, *SMALL, "--lora", "dense", status=1).output
+    assert '(--lora was "auto", is "dense")' in said
+    merge(config, out, *SMALL)
+    assert files(out) == files(undisturbed)
+    ended_after(2)
+    merge(config, absolute / "other", *SMALL, status=130)
+    change_tensors(adapters[1], lambda tensors: {name: 2 * tensor for name, tensor in tensors.items()})
+    said = merge(config, absolute / "other", *SMALL, status=1).output
+    assert f"(files of {adapters[1]} have changed since)" in said
 
 
 def test_a_record_keeps_what_was_merged_before(write_config, absolute: Path, out: Path, ended_after) -> None:
