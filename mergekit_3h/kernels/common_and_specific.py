@@ -19,7 +19,7 @@ from mergekit_3h.kernels.factors import SingularFactors
 from mergekit_3h.kernels.memory import STORED_ASPECT
 from mergekit_3h.kernels.noise_floors import NoiseFloor, floor_of, task_edges
 from mergekit_3h.kernels.polar import PolarFactors
-from mergekit_3h.kernels.spectra import Spectrum, exact_spectrum
+from mergekit_3h.kernels.spectra import RESOLVED, Spectrum, exact_spectrum
 from mergekit_3h.kernels.sums import SumSpectrum, UpdateSum, sum_spectrum
 from mergekit_3h.kernels.tasks import TaskMatrices
 from mergekit_3h.kernels.workers import run_all
@@ -64,7 +64,8 @@ def merge_common_and_specific(
 
         def own_rank(values: Tensor, _: float) -> int:
             # No fallback where nothing stands out of the noise: the common directions are there.
-            return min(own_budget, int((values > edge).sum()))
+            nothing = max(edge, RESOLVED * float(values[0]))
+            return min(own_budget, int((values > nothing).sum()))
 
         spectra[i] = exact_spectrum(residuals, i, own_rank)
 

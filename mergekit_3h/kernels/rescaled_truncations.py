@@ -15,14 +15,11 @@ import torch
 from torch import Tensor
 
 from mergekit_3h.kernels.noise_floors import NoiseFloor, task_edges
-from mergekit_3h.kernels.spectra import Spectrum, exact_spectrum
+from mergekit_3h.kernels.spectra import RESOLVED, Spectrum, exact_spectrum
 from mergekit_3h.kernels.sums import UpdateSum
 from mergekit_3h.kernels.tasks import TaskMatrices
 from mergekit_3h.kernels.truncations import Truncations
 from mergekit_3h.kernels.workers import run_all
-
-GRAM_ERROR = 1e-7
-"""Of the largest singular value: smaller ones a Gram matrix in float64 may make of nothing."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,7 @@ def _shares(tasks: TaskMatrices, eta: float, noise_floor: NoiseFloor) -> tuple[T
         alone = UpdateSum(tasks, [float(i == j) for j in range(n)])
 
         def rank(values: Tensor, total_square: float) -> int:
-            nothing = max(2 * eps * math.sqrt(total_square), alone.number_error(), GRAM_ERROR * float(values[0]))
+            nothing = max(2 * eps * math.sqrt(total_square), alone.number_error(), RESOLVED * float(values[0]))
             there = values[: _above(values, nothing, edges[i])]
             if there.numel() == 0:
                 return 0

@@ -25,6 +25,9 @@ TILE_ON_DEVICE = 1024
 SEED = 250206876
 """No usual one: vectors that a synthetic update was made from as well would not be random to it."""
 
+RESOLVED = 1e-7
+"""Of the largest singular value: smaller ones a Gram matrix in float64 may make of nothing."""
+
 RankFunction = Callable[[Tensor, float], int]
 """Descending singular values and the sum of all their squares -> how many of them to keep."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 import pytest
 import torch
@@ -113,3 +114,18 @@ def test_the_same_as_fusion_benchs_own(shape: tuple[int, int], capsys: pytest.Ca
     # Our distance to them is their distance to the oracle, which float32 SVDs leave.
     assert relative_error(ours, theirs) <= relative_error(theirs, oracle) + 1e-6
     assert relative_error(theirs, oracle) < 1e-2
+
+
+@pytest.mark.parametrize("smallest", [1.0, 1e-2, 1e-6])
+@pytest.mark.parametrize(("method", "ranks"), [("iso_c", [15]), ("iso_cts", [0, 0, 0, 15])])
+def test_a_sum_of_low_rank_in_float64_has_no_more_directions(method: str, ranks: list[int], smallest: float) -> None:
+    """Its numbers explain next to nothing of what a Gram matrix leaves where the sum is nothing."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    values = torch.logspace(0, math.log10(smallest), 5, dtype=torch.float64)
+    each = [random(60, 5) * values @ random(5, 40) for _ in range(3)]
+    _, report = parse_options(method, {}).merge(TaskMatrices(each), [1.0] * 3)
+    assert report.ranks == ranks
