@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,8 +27,17 @@ def cluster() -> Iterator[None]:
 
 
 @pytest.mark.slow
-def test_the_same_result(cluster: None, trained: Trained, absolute: Path) -> None:
-    config = trained.config(combine="ties", solver="cmaes", density=0.7, max_evaluations=12, layer_granularity=1)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"combine": "ties", "solver": "cmaes", "density": 0.7, "max_evaluations": 12, "layer_granularity": 1},
+        {"combine": "iso_c", "over": "lambda,power", "max_evaluations": 4},
+        {"combine": "iso_c", "power": 0.5, "max_evaluations": 3},
+    ],
+    ids=["weights", "options", "held"],
+)
+def test_the_same_result(cluster: None, trained: Trained, absolute: Path, options: dict[str, Any]) -> None:
+    config = trained.config(**options)
     search(config, absolute / "local.yml")
     search(config, absolute / "ray.yml", "--runner", "ray", "--ray-workers", "2", "--ray-cpus-per-worker", "0.5")
     local, remote = (json.loads((absolute / f"{name}.json").read_text()) for name in ("local", "ray"))
