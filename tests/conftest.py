@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 from tiny_models import Family, write_family
 
@@ -44,3 +45,14 @@ def _fixed_seed() -> None:
 def absolute(tmp_path: Path) -> Path:
     """An absolute folder for this test; mergekit's model card writer cannot cope with relative model paths offline."""
     return tmp_path.resolve()
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[str]:
+    """The address of a Ray cluster of two cores on this machine, which is there when something connects to it."""
+    ray = pytest.importorskip("ray")
+    context = ray.init(
+        "local", num_cpus=2, object_store_memory=80_000_000, include_dashboard=False, log_to_driver=False
+    )
+    yield context.address_info["address"]
+    ray.shutdown()

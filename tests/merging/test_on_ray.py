@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,20 +16,8 @@ from .conftest import files, merge
 from .test_kills import begun, ended_by
 
 pytest.importorskip("ray")
-os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 FLAGS = ("--out-shard-size", "40000", "--ray-workers", "2", "--ray-cpus-per-worker", "0.5")
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
-    import ray
-
-    context = ray.init(
-        "local", num_cpus=2, object_store_memory=80_000_000, include_dashboard=False, log_to_driver=False
-    )
-    yield context.address_info["address"]
-    ray.shutdown()
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +12,6 @@ from .conftest import Trained
 from .test_search_command import search
 
 ray = pytest.importorskip("ray")
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    """A cluster on this machine for all tests here, or the one of tests/search_ray if this process has it still."""
-    if ray.is_initialized():
-        yield
-        return
-    ray.init("local", num_cpus=2, include_dashboard=False, object_store_memory=100_000_000, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.mark.slow
@@ -36,7 +24,7 @@ def cluster() -> Iterator[None]:
     ],
     ids=["weights", "options", "held"],
 )
-def test_the_same_result(cluster: None, trained: Trained, absolute: Path, options: dict[str, Any]) -> None:
+def test_the_same_result(cluster: str, trained: Trained, absolute: Path, options: dict[str, Any]) -> None:
     config = trained.config(**options)
     search(config, absolute / "local.yml")
     search(config, absolute / "ray.yml", "--runner", "ray", "--ray-workers", "2", "--ray-cpus-per-worker", "0.5")
@@ -47,7 +35,7 @@ def test_the_same_result(cluster: None, trained: Trained, absolute: Path, option
 
 
 @pytest.mark.slow
-def test_fusion_bench_workers_open_the_pool_from_its_config(cluster: None, trained: Trained, absolute: Path) -> None:
+def test_fusion_bench_workers_open_the_pool_from_its_config(cluster: str, trained: Trained, absolute: Path) -> None:
     pytest.importorskip("fusion_bench")
     from fusion_bench.modelpool import CausalLMPool
 

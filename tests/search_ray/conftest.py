@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -15,19 +14,6 @@ from tiny_models import Family
 from mergekit_3h.search import Problem, SearchOptions, open_problem
 
 pytest.importorskip("ray")
-os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-
-
-@pytest.fixture(scope="session")
-def cluster() -> Iterator[str]:
-    """The address of a cluster that exists already when a search connects to it."""
-    import ray
-
-    context = ray.init(
-        "local", num_cpus=2, object_store_memory=80_000_000, include_dashboard=False, log_to_driver=False
-    )
-    yield context.address_info["address"]
-    ray.shutdown()
 
 
 @pytest.fixture(scope="session")
