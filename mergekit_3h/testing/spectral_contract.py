@@ -12,25 +12,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
-from functools import cache
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from mergekit_3h.errors import OptionError, TensorError
-from mergekit_3h.kernels.core_space import LowRank, merged_in_core_space
+from mergekit_3h.kernels.core_space import merged_in_core_space
 from mergekit_3h.kernels.tasks import BLOCK_ROWS, TaskMatrices
 from mergekit_3h.spectral import registry
 from mergekit_3h.spectral.literal import relative_error
 from mergekit_3h.spectral.method import SpectralMethod
 from mergekit_3h.spectral.tensors import merge_tensor
+from mergekit_3h.testing.memory_taken import BLAS_BUFFERS, memory_taken
+from mergekit_3h.testing.updates import SHAPES, checkpoints, factors, low_rank, update
 
-SHAPES = [(24, 24), (40, 16), (16, 40)]
 COUNTS = [1, 2, 3, 8]
 
 PROMISE = 1e-6
@@ -191,41 +189,10 @@ class SpectralContract:
         given = _given(method)
         # One process for the defaults of all methods: most of its time is its start.
         asked = {method.name: given} if given else dict.fromkeys(registry.names(), given)
-        measured = _memory_taken(json.dumps(asked))[method.name]
+        measured = memory_taken(json.dumps(asked))[method.name]
         assert isinstance(measured, list), measured
         for shape, taken, said in measured:
-            assert taken < said + _BLAS_BUFFERS, shape
-
-
-def update(shape: tuple[int, int], seed: int) -> Tensor:
-    """A float32 update of full rank with a heavy-tailed spectrum, a part of it shared with the other seeds'."""
-    u, s, vh = torch.linalg.svd(_normal(shape, seed).double(), full_matrices=False)
-    s = s[0] * torch.arange(1, s.numel() + 1, dtype=torch.float64) ** -0.7
-    return (1e-3 * (u @ torch.diag(s) @ vh + 0.5 * _normal(shape, 999))).float()
-
-
-def factors(shape: tuple[int, int], rank: int, seed: int) -> LowRank:
-    """An update as a LoRA adapter has it; those of seeds 0 and 3 have a direction of the input side in common."""
-    right = _normal((rank, shape[1]), 2 * seed + 1)
-    if seed in (0, 3):
-        right[0] = _normal((1, shape[1]), 999)[0]
-    return LowRank(_normal((shape[0], rank), 2 * seed), right, 1e-3)
-
-
-def low_rank(shape: tuple[int, int], rank: int, seed: int) -> Tensor:
-    """A float32 update of less than full rank, but for its rounding."""
-    return 1e-3 * _normal((shape[0], rank), 2 * seed) @ _normal((rank, shape[1]), 2 * seed + 1)
-
-
-def checkpoints(shape: tuple[int, int], count: int, dtype: torch.dtype) -> tuple[Tensor, dict[str, Tensor]]:
-    """A base and its experts, keyed by their labels."""
-    base = 0.02 * _normal(shape, 77)
-    experts = {f"expert{i}": (base + update(shape, i)).to(dtype) for i in range(count)}
-    return base.to(dtype), experts
-
-
-def _normal(shape: tuple[int, int], seed: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+            assert taken < said + BLAS_BUFFERS, shape
 
 
 def _require_still(method: SpectralMethod, updates: Sequence[Tensor]) -> None:
@@ -276,46 +243,3 @@ def _linear(weight: Tensor) -> torch.nn.Linear:
     layer = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, dtype=weight.dtype)
     layer.weight = torch.nn.Parameter(weight.clone())
     return layer
-
-
-_BLAS_BUFFERS = 8e6
-"""What BLAS allocates at its first large product and keeps: it belongs to no matrix."""
-
-_MEASURED_SHAPES = [(512, 512), (1536, 384), (384, 1152)]
-
-
-@cache
-def _memory_taken(asked: str) -> dict[str, Any]:
-    """Of methods by name with their options, in a process of its own: shape, bytes taken, bytes said; or what went
-    wrong."""
-    command = [sys.executable, "-c", _MEASURE, asked, json.dumps(_MEASURED_SHAPES)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
-_MEASURE = """
-import json, sys, traceback
-import torch
-torch.set_num_threads(1)
-from mergekit_3h.benchmarks.memory import PeakMemory
-from mergekit_3h.kernels.tasks import TaskMatrices
-from mergekit_3h.spectral.registry import parse_options
-from mergekit_3h.spectral.tensors import matrix_bytes
-
-def measured(method):
-    for rows, columns in [(64, 64), *json.loads(sys.argv[2])]:
-        base = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0))
-        experts = [base + 1e-3 * torch.randn(rows, columns) for _ in range(3)]
-        with PeakMemory(torch.device("cpu")) as peak:
-            merged, _ = method.merge(TaskMatrices(experts, base), [1.0] * 3)
-        yield [[rows, columns], peak.extra, matrix_bytes(base.shape, base.dtype, 3, method)]
-
-found = {}
-for name, options in json.loads(sys.argv[1]).items():
-    try:
-        found[name] = list(measured(parse_options(name, options)))[1:]
-    except Exception:
-        found[name] = traceback.format_exc()
-print(json.dumps(found))
-"""

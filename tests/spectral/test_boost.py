@@ -10,7 +10,7 @@ from mergekit_3h.errors import OptionError
 from mergekit_3h.kernels.tasks import TaskMatrices
 from mergekit_3h.spectral.literal import relative_error
 from mergekit_3h.spectral.registry import parse_options
-from mergekit_3h.testing.spectral_contract import SHAPES, low_rank, update
+from mergekit_3h.testing.updates import SHAPES, low_rank, update
 
 
 def values(matrix: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from mergekit_3h.kernels.assembly import Report
 from mergekit_3h.kernels.tasks import TaskMatrices
 from mergekit_3h.spectral.literal import polar_factor, relative_error
 from mergekit_3h.spectral.registry import parse_options
-from mergekit_3h.testing.spectral_contract import SHAPES, low_rank, update
+from mergekit_3h.testing.updates import SHAPES, low_rank, update
 
 EVERYTHING = {"core": "dc", "core_keep": 1.0}
 

@@ -9,7 +9,7 @@ from mergekit_3h.kernels.assembly import Report
 from mergekit_3h.kernels.tasks import TaskMatrices
 from mergekit_3h.spectral.literal import relative_error
 from mergekit_3h.spectral.registry import parse_options
-from mergekit_3h.testing.spectral_contract import SHAPES, update
+from mergekit_3h.testing.updates import SHAPES, update
 
 
 def merged(method: str, updates: list[torch.Tensor], **options: object) -> tuple[torch.Tensor, Report]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from mergekit_3h.kernels.tasks import TaskMatrices
 from mergekit_3h.spectral.literal import relative_error
 from mergekit_3h.spectral.registry import parse_options
-from mergekit_3h.testing.spectral_contract import update
+from mergekit_3h.testing.updates import update
 
 pytest.importorskip("fusion_bench")
 CPU = torch.device("cpu")

@@ -13,7 +13,7 @@ from mergekit_3h.kernels.tasks import TaskMatrices
 from mergekit_3h.spectral.literal import relative_error
 from mergekit_3h.spectral.registry import parse_options
 from mergekit_3h.spectral.tensors import merge_tensor
-from mergekit_3h.testing.spectral_contract import SHAPES, checkpoints, update
+from mergekit_3h.testing.updates import SHAPES, checkpoints, update
 
 WEIGHTS = [1.0, 0.5, -1.5]
 

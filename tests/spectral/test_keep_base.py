@@ -14,7 +14,7 @@ from mergekit_3h.spectral.low_rank import LowRankUpdates, merge_low_rank
 from mergekit_3h.spectral.name_patterns import is_kept
 from mergekit_3h.spectral.registry import parse_options
 from mergekit_3h.spectral.tensors import merge_tensor, tensor_components
-from mergekit_3h.testing.spectral_contract import checkpoints, factors
+from mergekit_3h.testing.updates import checkpoints, factors
 
 ROUTED = [
     "mixtral",
