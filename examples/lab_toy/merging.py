@@ -105,7 +105,7 @@ def surviving(base: State, experts: Mapping[str, State], update: State) -> dict[
 def tuned(score: Callable[[float], float], trials: int) -> dict[float, float]:
     """The score of so many scales, the same number whatever the method; the best one is what is looked for.
 
-    Three scales an octave apart, then always the best one's neighbours, at half the distance once both are known.
+    Three scales an octave apart, then always the best one's neighbours, at a root of the distance once both are known.
     """
     known = {scale: score(scale) for scale in FIRST_SCALES[:trials]}
     factor = 2.0

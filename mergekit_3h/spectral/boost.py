@@ -16,6 +16,7 @@ from mergekit_3h.kernels.boosting import boosted
 from mergekit_3h.kernels.noise_floors import task_edges
 from mergekit_3h.kernels.tasks import TaskMatrices
 from mergekit_3h.spectral.combining import COMBINED, PLAIN_SUM, CombiningMethod
+from mergekit_3h.spectral.method import off_as_yaml_reads_it
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,7 @@ class Boost(CombiningMethod):
         "explains; the spectral methods have floors of their own.",
     )
 
-    @field_validator("noise_floor", mode="before")
-    @classmethod
-    def _yaml_reads_off_as_false(cls, value: Any) -> Any:
-        return "off" if value is False else value
+    _as_yaml_reads_it = field_validator("noise_floor", mode="before")(off_as_yaml_reads_it)
 
     def merge(self, tasks: TaskMatrices, weights: Sequence[float]) -> tuple[Tensor, BoostReport]:
         edges = task_edges(tasks, "off" if self.combine != PLAIN_SUM else self.noise_floor)

@@ -138,6 +138,11 @@ class SpectralMethod(BaseModel, ABC):
         return None
 
 
+def off_as_yaml_reads_it(value: Any) -> Any:
+    """YAML takes a bare ``off`` for False."""
+    return "off" if value is False else value
+
+
 class TruncatingMethod(SpectralMethod):
     """A method that keeps some singular values of every expert, none that rounding alone explains."""
 
@@ -147,10 +152,7 @@ class TruncatingMethod(SpectralMethod):
         "checkpoints are not affected.",
     )
 
-    @field_validator("noise_floor", mode="before")
-    @classmethod
-    def _yaml_reads_off_as_false(cls, value: Any) -> Any:
-        return "off" if value is False else value
+    _as_yaml_reads_it = field_validator("noise_floor", mode="before")(off_as_yaml_reads_it)
 
 
 class RankedMethod(TruncatingMethod):
