@@ -29,16 +29,16 @@ class AdaptedModel(OpenModel):
     def __init__(self, name: str, base: OpenModel, adapter: Adapter) -> None:
         super().__init__(name, base.module, base.facts)
         self._base = base
-        self._placed = PlacedAdapter(adapter, AdaptedBase(base.label, base.module))
+        self.placed = PlacedAdapter(adapter, AdaptedBase(base.label, base.module))
 
     @property
     def changes(self) -> set[str]:
         """The parameters that the adapter changes."""
-        return set(self._placed.places)
+        return set(self.placed.places)
 
     def update(self, name: str, base: Tensor) -> LowRank:
         """Of the parameter ``name``, which is ``base`` in the base."""
-        return self._placed.update(name, base)
+        return self.placed.update(name, base)
 
     def _read(self, stored_name: str) -> Tensor:
         tensor = self._base.load(stored_name)

@@ -22,5 +22,6 @@ def method_config(method: type[SpectralMethod]) -> dict[str, Any]:
     """All keys with their defaults; None is what the method's own description says it is."""
     options = {field.alias or key: field.default for key, field in method.model_fields.items()}
     own = {key: field.default for key, field in ExpertOptions.model_fields.items()}
-    hosts = {"lora": "auto", "memory_gb": None, "model_save_path": None}
+    adapters = {"lora": "auto", "adapter_save_path": None, "adapter_rank": None}
+    hosts = {**adapters, "memory_gb": None, "model_save_path": None}
     return {"_target_": f"{_ALGORITHMS}.{method.__name__}", **own, **options, **hosts}

@@ -78,6 +78,12 @@ def model_path(pool: BaseModelPool, name: str) -> str | None:
     return path if isinstance(path, str) else None
 
 
+def model_revision(pool: BaseModelPool, name: str) -> str | None:
+    """The revision of a model of the hub that the pool names, if it does."""
+    what = _entry(pool, name)
+    return what.get("revision") if isinstance(what, DictConfig | dict) else None
+
+
 def _load(pool: BaseModelPool, name: str) -> tuple[Any, set[str]]:
     """What the pool loads, and which tensors transformers had to make up because the checkpoint lacks them."""
     what = _entry(pool, name)

@@ -20,12 +20,19 @@ from fusion_bench_ext.errors import shown_by_hydra
 from fusion_bench_ext.hydra_values import plain_value
 from fusion_bench_ext.models import OpenModel, TensorFacts
 from fusion_bench_ext.pools import BASE_NAME
+from fusion_bench_ext.saving import AdapterDestination, Destination
 from mergekit_3h.diagnostics.record import watcher
 from mergekit_3h.errors import ModelError, OptionError
 from mergekit_3h.kernels.workers import blas_threads
 from mergekit_3h.options import checked, require_known
 from mergekit_3h.spectral import registry
-from mergekit_3h.spectral.low_rank import LowRankUpdates, Route, merge_low_rank, require_route
+from mergekit_3h.spectral.low_rank import (
+    LowRankUpdates,
+    Route,
+    bytes_to_merge_low_rank,
+    merge_low_rank,
+    require_route,
+)
 from mergekit_3h.spectral.method import ExpertOptions, RunningOptions, SpectralMethod
 from mergekit_3h.spectral.rounding_log import RoundingLog
 from mergekit_3h.spectral.tensors import matrix_bytes, merge_tensor
@@ -38,8 +45,9 @@ class SpectralAlgorithm(StreamingAlgorithm):
     ``weight`` is a number for all experts, a list in the pool's order, or a mapping from model names, where those not
     named have the default. ``lambda`` is a keyword of Python: as an attribute it is ``lambda_``, and in a call it is
     given as ``**{"lambda": 0.5}``. ``lora`` says how experts that are all LoRA adapters are merged: in their core space
-    where the method has one (auto), there or not at all (core), or multiplied out (dense). Tensors are merged side by
-    side, one BLAS thread each, within ``memory_gb``.
+    where the method has one (auto), there or not at all (core), or multiplied out (dense). ``adapter_save_path`` is a
+    folder for one adapter that has the merge of adapters in it, ``adapter_rank`` its rank at most; the merged model is
+    then the base with this adapter. Tensors are merged side by side, one BLAS thread each, within ``memory_gb``.
     """
 
     method: ClassVar[type[SpectralMethod]]
@@ -47,7 +55,7 @@ class SpectralAlgorithm(StreamingAlgorithm):
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         keys = {attribute: field.alias or attribute for attribute, field in cls.method.model_fields.items()}
-        own = {name: name for name in ("weight", "lora", "memory_gb")}
+        own = {name: name for name in ("weight", "lora", "adapter_save_path", "adapter_rank", "memory_gb")}
         cls._config_mapping = StreamingAlgorithm._config_mapping | keys | own
         cls.title = cls.method.title
 
@@ -56,6 +64,8 @@ class SpectralAlgorithm(StreamingAlgorithm):
         *,
         weight: float | Sequence[float] | Mapping[str, float] = 1.0,
         lora: Route = "auto",
+        adapter_save_path: str | None = None,
+        adapter_rank: int | None = None,
         memory_gb: float | None = None,
         model_save_path: str | None = None,
         **options: Any,
@@ -67,14 +77,17 @@ class SpectralAlgorithm(StreamingAlgorithm):
                 require_known(
                     self.method.name,
                     name,
-                    [*registry.option_names(self.method.name), "lora", "memory_gb", "model_save_path"],
+                    [*registry.option_names(self.method.name), *_OF_THE_HOST],
                 )
             parsed = registry.parse_options(self.method.name, options)
             self.weight = plain_value(weight)
             _require_weights(self.weight)
             self.memory_gb = checked(RunningOptions, "memory_gb", memory_gb)
             _require_route(lora)
+            _require_adapter_rank(adapter_rank, adapter_save_path)
         self.lora: Route = lora
+        self.adapter_save_path, self.adapter_rank = adapter_save_path, adapter_rank
+        self._adapter: AdapterDestination | None = None
         for attribute in self.method.model_fields:
             setattr(self, attribute, getattr(parsed, attribute))
 
@@ -97,9 +110,23 @@ class SpectralAlgorithm(StreamingAlgorithm):
     def check_pool(self, base: str | None, experts: Sequence[str]) -> None:
         self.memory_gb = checked(RunningOptions, "memory_gb", self.memory_gb)
         require_route(self.options, self.lora)
+        _require_adapter_rank(self.adapter_rank, self.adapter_save_path)
         blas_threads()  # raises if the environment asks for what is no number
         self._used_options, self._used_weights = self.options, expert_weights(self.weight, experts)
         self._rounding = RoundingLog()
+
+    def destinations(self, modelpool: BaseModelPool) -> list[Destination | AdapterDestination]:
+        models = super().destinations(modelpool)
+        self._adapter = None
+        if self.adapter_save_path is not None:
+            self._adapter = AdapterDestination(self.adapter_save_path, self.adapter_rank, modelpool)
+        return [*models, *([self._adapter] if self._adapter is not None else [])]
+
+    def check_models(self, base: OpenModel | None, experts: Sequence[OpenModel]) -> None:
+        if self._adapter is not None:
+            self._adapter.open(experts)
+        if self.lora != "auto" and _adapters(experts) is None:
+            raise OptionError(f"option 'lora': got {self.lora!r}, but not all experts of the pool are LoRA adapters")
 
     def bytes_to_merge(self, facts: TensorFacts, experts: int) -> int:
         result = 2 * max(4, facts.dtype.itemsize) * math.prod(facts.shape)  # and its copy in the models' dtype
@@ -107,13 +134,26 @@ class SpectralAlgorithm(StreamingAlgorithm):
             return result
         return result + matrix_bytes(facts.shape, facts.dtype, experts, self._used_options)
 
+    def bytes_needed(self, name: str, reference: OpenModel, experts: Sequence[OpenModel]) -> int | None:
+        adapted, facts = _adapters(experts), reference.describe(name)
+        if adapted is None:
+            return super().bytes_needed(name, reference, experts)
+        base = math.prod(facts.shape) * facts.dtype.itemsize
+        if not any(name in expert.changes for expert in adapted):
+            return 2 * base
+        rows, columns = facts.shape
+        return base + bytes_to_merge_low_rank(
+            (rows, columns),
+            facts.dtype.itemsize,
+            [expert.placed.rank(name) for expert in adapted],
+            self._used_options,
+            self.lora,
+            as_adapter=self._adapter is not None,
+        )
+
     def begin(self, name: str, base: OpenModel | None, experts: Sequence[OpenModel]) -> Callable[[], Tensor]:
-        adapted = [expert for expert in experts if isinstance(expert, AdaptedModel)]
-        if base is None or len(adapted) < len(experts):
-            if self.lora != "auto":
-                raise OptionError(
-                    f"option 'lora': got {self.lora!r}, but not all experts of the pool are LoRA adapters"
-                )
+        adapted = _adapters(experts)
+        if base is None or adapted is None:
             return super().begin(name, base, experts)
         tensor = base.load(name)
         if not any(name in expert.changes for expert in adapted):
@@ -130,6 +170,7 @@ class SpectralAlgorithm(StreamingAlgorithm):
             route=self.lora,
             base_label=f"the base model {base_name!r}",
             watch=watcher(self._used_options, list(self._used_weights)),
+            as_adapter=None if self._adapter is None else self._adapter.part(given.name),
         ).cpu()
 
     def merge(self, name: str, base: tuple[str, Tensor] | None, experts: Mapping[str, Tensor]) -> Tensor:
@@ -162,6 +203,24 @@ def expert_weights(weight: Any, experts: Sequence[str]) -> dict[str, float]:
             )
         return {name: _number(value) for name, value in zip(experts, weight, strict=True)}
     return dict.fromkeys(experts, _number(weight))
+
+
+_OF_THE_HOST = ("lora", "adapter_save_path", "adapter_rank", "memory_gb", "model_save_path")
+
+
+def _adapters(experts: Sequence[OpenModel]) -> list[AdaptedModel] | None:
+    """The experts, if all of them are adapters."""
+    adapted = [expert for expert in experts if isinstance(expert, AdaptedModel)]
+    return adapted if len(adapted) == len(experts) else None
+
+
+def _require_adapter_rank(rank: Any, path: str | None) -> None:
+    if rank is None:
+        return
+    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+        raise OptionError(f"option 'adapter_rank': got {rank!r}; expected a whole number from 1 on")
+    if path is None:
+        raise OptionError(f"option 'adapter_rank': got {rank}, but no adapter is written; name adapter_save_path too")
 
 
 def _require_weights(weight: Any) -> None:

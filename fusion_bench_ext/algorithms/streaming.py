@@ -22,7 +22,7 @@ from fusion_bench_ext.assembly import build_module
 from fusion_bench_ext.errors import shown_by_hydra
 from fusion_bench_ext.models import OpenModel, TensorFacts
 from fusion_bench_ext.pools import PoolModels
-from fusion_bench_ext.saving import Destination
+from fusion_bench_ext.saving import AdapterDestination, Destination
 from mergekit_3h.errors import ModelError, TensorError
 from mergekit_3h.kernels.jobs import Job, run_jobs
 from mergekit_3h.kernels.memory import return_large_blocks_when_freed
@@ -63,10 +63,19 @@ class StreamingAlgorithm(BaseAlgorithm, LightningFabricMixin):
         """The order to merge the tensors in; called once, when everything is checked and the merge begins."""
         return names
 
+    def check_models(self, base: OpenModel | None, experts: Sequence[OpenModel]) -> None:
+        """Raise if the options do not go with the models, which are open; nothing is merged yet."""
+
     def bytes_to_merge(self, facts: TensorFacts, experts: int) -> int | None:
         """What merging a tensor takes of memory beyond the tensors themselves, for a :meth:`merge` that may run in
         several threads at once; None for one that may not."""
         return None
+
+    def bytes_needed(self, name: str, reference: OpenModel, experts: Sequence[OpenModel]) -> int | None:
+        """The same with the tensors, for those that :meth:`begin` loads."""
+        facts = reference.describe(name)
+        own = self.bytes_to_merge(facts, len(experts))
+        return None if own is None else own + (len(experts) + 1) * math.prod(facts.shape) * facts.dtype.itemsize
 
     @abstractmethod
     def merge(self, name: str, base: tuple[str, Tensor] | None, experts: Mapping[str, Tensor]) -> Tensor:
@@ -86,19 +95,21 @@ class StreamingAlgorithm(BaseAlgorithm, LightningFabricMixin):
                 raise ModelError(f"the pool has no model to merge; it has: {modelpool.all_model_names}")
             self.check_pool(base_name, expert_names)
             return_large_blocks_when_freed()
-            destination = self._destination(modelpool)
+            destinations = self.destinations(modelpool)
             models = PoolModels(modelpool)
             experts = [models.open(name) for name in expert_names]
             base = models.open(base_name) if base_name is not None else None
+            self.check_models(base, experts)
             merged = self._merge_all(base, experts)
-            if destination is not None:
+            for destination in destinations if self.fabric.is_global_zero else ():
                 destination.save(merged, self.config, f"Merged by {self.title}.")
             return merged
 
-    def _destination(self, modelpool: BaseModelPool) -> Destination | None:
+    def destinations(self, modelpool: BaseModelPool) -> list[Destination | AdapterDestination]:
+        """Where the merge is saved; an error now where that cannot be."""
         if self.model_save_path is None or not self.fabric.is_global_zero:
-            return None
-        return Destination(self.model_save_path, modelpool)
+            return []
+        return [Destination(self.model_save_path, modelpool)]
 
     def _merge_all(self, base: OpenModel | None, experts: list[OpenModel]) -> nn.Module:
         reference = base or experts[0]
@@ -129,7 +140,7 @@ class StreamingAlgorithm(BaseAlgorithm, LightningFabricMixin):
 
                 return finish
 
-            needs = {name: self._bytes_needed(reference.describe(name), len(experts)) for name in names}
+            needs = {name: self.bytes_needed(name, reference, experts) for name in names}
             if any(need is None for need in needs.values()):
                 for name in names:
                     begin(name)()
@@ -137,10 +148,6 @@ class StreamingAlgorithm(BaseAlgorithm, LightningFabricMixin):
                 jobs = [Job(need or 0, partial(begin, name)) for name, need in needs.items()]
                 run_jobs(self.fabric.device, jobs, None if self.memory_gb is None else int(self.memory_gb * 1e9))
         return {name: merged[name] for name in names}
-
-    def _bytes_needed(self, facts: TensorFacts, experts: int) -> int | None:
-        own = self.bytes_to_merge(facts, experts)
-        return None if own is None else own + (experts + 1) * math.prod(facts.shape) * facts.dtype.itemsize
 
     def begin(self, name: str, base: OpenModel | None, experts: Sequence[OpenModel]) -> Callable[[], Tensor]:
         """Load the tensor ``name`` of all models, in the caller's thread, and return the work to be done on it."""

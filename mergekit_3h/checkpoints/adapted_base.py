@@ -87,6 +87,7 @@ class PlacedAdapter:
 
     def __init__(self, adapter: Adapter, base: AdaptedBase) -> None:
         self.adapter = adapter
+        self.base = base
         self.places = {place.parameter: (name, place) for name, place in _places(adapter, base)}
 
     def update(self, parameter: str, base: Tensor) -> LowRank:

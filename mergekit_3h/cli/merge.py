@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from mergekit_3h.methods.merging.resumable import ResumableMerge
 
 MERGED = "merge"
-VISIBLE = 5e-4
-"""Of a percentage with one digit."""
 LOST = 4
 """Exit status of a merge that lost an expert's dimension by more than chance."""
 
@@ -126,7 +124,7 @@ def _merge(merge: ResumableMerge, config: Path, out: Path) -> None:
 
 
 def _write_adapter(config: Path, out: Path, suite: str | None, given: dict[str, Any]) -> None:
-    from mergekit_3h.errors import OptionError
+    from mergekit_3h.checkpoints.merged_adapters import require_free
     from mergekit_3h.methods.adapter_merge import write_merged_adapter
     from mergekit_3h.methods.merging.options import read_merge
 
@@ -134,8 +132,7 @@ def _write_adapter(config: Path, out: Path, suite: str | None, given: dict[str, 
         raise click.UsageError("--rank goes with --as-adapter")
     if suite is not None or cluster_options(given) is not None:
         raise click.UsageError("--as-adapter takes seconds and writes no model: leave --evaluate and --ray out")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OptionError(f"{out}: is there already and not empty; name another folder, or remove it")
+    require_free(out)
     _require_sound(config)
     source = config.read_text(encoding="utf-8")
     made = write_merged_adapter(
@@ -147,9 +144,7 @@ def _write_adapter(config: Path, out: Path, suite: str | None, given: dict[str, 
         source=source,
     )
     if not given["quiet"]:
-        ranks = " to ".join(str(rank) for rank in sorted(set(made.ranks)))
-        cut = f"; cutting to it moved the merged update by {made.lost:.1%}" if made.lost > VISIBLE else ""
-        click.echo(f"{out}: an adapter of rank {ranks} on {made.modules} modules{cut}")
+        click.echo(f"{out}: {made}")
 
 
 def _prove(ready: Any, folders: dict[str, Path], report: Path, given: dict[str, Any]) -> int:

@@ -16,7 +16,14 @@ import torch
 from torch import Tensor
 
 from mergekit_3h.errors import OptionError, TensorError
-from mergekit_3h.kernels.core_space import LowRank, is_smaller, merged_in_core_space, weighted_low_rank_sum
+from mergekit_3h.kernels.core_space import (
+    LowRank,
+    Truncation,
+    is_smaller,
+    merged_in_core_space,
+    truncated,
+    weighted_low_rank_sum,
+)
 from mergekit_3h.kernels.devices import computing_device
 from mergekit_3h.kernels.memory import MOST_PASSING_BYTES
 from mergekit_3h.kernels.tasks import TaskMatrices
@@ -57,6 +64,14 @@ class LowRankUpdates:
         return [self.weights[label] for label in self.updates]
 
 
+@dataclass(frozen=True)
+class AsAdapter:
+    """The merged updates are wanted as one adapter too, of this rank at most; the merged tensors have what it has."""
+
+    rank: int | None
+    take: Callable[[Truncation], None]
+
+
 def require_route(method: SpectralMethod, route: Route, why: str = "lora: core") -> None:
     """Raise where the core space is asked for and the method, under its options, does not turn with its inputs."""
     if route == "core" and not method.is_equivariant:
@@ -75,6 +90,7 @@ def merge_low_rank(
     route: Route = "auto",
     base_label: str = "the base model",
     watch: Watcher | None = None,
+    as_adapter: AsAdapter | None = None,
 ) -> Tensor:
     """The merged tensor, in the base's dtype and rounded once; the base itself where no expert changes it."""
     require_mergeable(given.name, {base_label: base})
@@ -85,7 +101,13 @@ def merge_low_rank(
         return base.clone()
     began = time.perf_counter()
     update, report = merged_update(given, method, route, computing_device(base.device))
-    add = partial(_added, base, update, method.lambda_)
+    factor = method.lambda_
+    if as_adapter is not None:
+        cut = truncated_update(update, given, method, as_adapter.rank)
+        as_adapter.take(cut)
+        if as_adapter.rank is not None:
+            update, factor = cut.kept, 1.0
+    add = partial(_added, base, update, factor)
     result = add(base.dtype)
     if watch is not None:
         seconds = time.perf_counter() - began
@@ -122,16 +144,41 @@ def merged_update(
     return update, reports[0]
 
 
+def truncated_update(
+    update: LowRank | Tensor, given: LowRankUpdates, method: SpectralMethod, rank: int | None
+) -> Truncation:
+    """lambda M in as few directions as it has, ``rank`` at most."""
+    # No merge reaches beyond the experts' own directions; what a dense one has there is rounding.
+    most = sum(each.rank for each in given.updates.values())
+    if isinstance(update, Tensor):
+        # With the identity on the shorter side there is less to decompose.
+        same = torch.eye(min(update.shape), dtype=update.dtype, device=update.device)
+        update = LowRank(same, update) if update.shape[0] < update.shape[1] else LowRank(update, same)
+    scaled = LowRank(update.left, update.right, method.lambda_ * update.scale)
+    return truncated(scaled, min(most, rank or most))
+
+
 def bytes_to_merge_low_rank(
-    shape: tuple[int, int], itemsize: int, ranks: Sequence[int], method: SpectralMethod, route: Route
+    shape: tuple[int, int],
+    itemsize: int,
+    ranks: Sequence[int],
+    method: SpectralMethod,
+    route: Route,
+    *,
+    as_adapter: bool = False,
 ) -> int:
     """What merging updates of these ranks takes at most beyond the base, the result included; from shapes alone."""
     rows, columns, whole = *shape, sum(ranks)
     result = rows * columns * itemsize + MOST_PASSING_BYTES
     if route != "dense" and method.is_equivariant and whole < min(shape):
-        # The factors in float64, side by side, their bases, and what the method takes of the cores.
-        return result + 8 * 4 * whole * (rows + columns) + method.working_bytes(whole, whole, len(ranks), 8)
-    return result + 4 * len(ranks) * rows * columns + method.working_bytes(rows, columns, len(ranks), 4)
+        # The factors in float64, side by side, their bases, and what the method takes of the cores; the same of the
+        # adapter.
+        held = (8 if as_adapter else 4) * whole * (rows + columns)
+        return result + 8 * held + method.working_bytes(whole, whole, len(ranks), 8)
+    merging = 4 * len(ranks) * rows * columns + method.working_bytes(rows, columns, len(ranks), 4)
+    # Both factors, their bases, and a decomposition with workspace on the shorter side.
+    cutting = 8 * (4 * rows * columns + 12 * min(shape) ** 2) if as_adapter else 0
+    return result + max(merging, cutting)
 
 
 def dense_tasks(updates: Sequence[LowRank]) -> TaskMatrices:

@@ -21,6 +21,7 @@ CONFIGS = Path(fusion_bench_ext.__file__).parent / "config"
 FILES = {"mergekit": MergeKitAlgorithm, "safety_merge": SafetyMerge}
 SPECTRAL = {name: getattr(spectral, method.__name__) for name, method in registry.methods().items()}
 ALGORITHMS = FILES | SPECTRAL
+HOST = ("lora", "adapter_save_path", "adapter_rank", "memory_gb", "model_save_path")
 
 
 def compose(*overrides: str):
@@ -45,7 +46,7 @@ def test_keys_and_defaults_are_those_of_the_options(name):
     declared = {field.alias or key: field.default for key, field in registry.method(name).model_fields.items()}
     declared |= {key: field.default for key, field in ExpertOptions.model_fields.items()}
     assert {key: value for key, value in method.items() if key in declared} == declared
-    assert set(method) - set(declared) == {"_target_", "lora", "memory_gb", "model_save_path"}
+    assert set(method) - set(declared) == {"_target_", *HOST}
     algorithm = ALGORITHMS[name](**{key: value for key, value in method.items() if key != "_target_"})
     assert algorithm.options == registry.method(name)()
     # What the algorithm writes, say into a model card, reads back as the same config.

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from mergekit_3h.benchmarks.memory import PeakMemory
 from mergekit_3h.errors import OptionError, TensorError
 from mergekit_3h.kernels.core_space import LowRank, is_smaller, lost_share, truncated
 from mergekit_3h.spectral.literal import relative_error
-from mergekit_3h.spectral.low_rank import LowRankUpdates, Route, merge_low_rank
+from mergekit_3h.spectral.low_rank import AsAdapter, LowRankUpdates, Route, bytes_to_merge_low_rank, merge_low_rank
 from mergekit_3h.spectral.registry import parse_options
 
 PROMISE = 1e-6
@@ -127,3 +128,18 @@ def test_a_truncation_is_the_nearest_and_tells_what_it_lost() -> None:
     assert lost_share([cut]) == pytest.approx(lost, rel=1e-9)
     double = LowRank(torch.cat([whole.left] * 2, 1), torch.cat([whole.right] * 2))
     assert truncated(double).kept.rank == 6  # twice the same directions
+
+
+@pytest.mark.parametrize("as_adapter", [False, True])
+@pytest.mark.parametrize("route", ["core", "dense"])
+def test_memory_is_no_more_than_what_is_said(route: Route, as_adapter: bool) -> None:
+    method, cpu = parse_options("tsvm", {}), torch.device("cpu")
+    for shape in [(64, 64), (768, 768), (1536, 384)]:
+        updates = {str(seed): update(shape, 16, seed) for seed in range(3)}
+        given = LowRankUpdates("w", updates, dict.fromkeys(updates, 1.0))
+        wanted = AsAdapter(None, lambda cut: None) if as_adapter else None
+        with PeakMemory(cpu) as peak:
+            merge_low_rank(torch.zeros(shape), given, method, route=route, as_adapter=wanted)
+        if shape[0] > 64:  # the first loads what every product needs
+            said = bytes_to_merge_low_rank(shape, 4, [16] * 3, method, route, as_adapter=as_adapter)
+            assert peak.extra <= said
