@@ -110,6 +110,7 @@ class SpectralAlgorithm(StreamingAlgorithm):
     def check_pool(self, base: str | None, experts: Sequence[str]) -> None:
         self.memory_gb = checked(RunningOptions, "memory_gb", self.memory_gb)
         require_route(self.options, self.lora)
+        self.options.require_experts(len(experts))
         _require_adapter_rank(self.adapter_rank, self.adapter_save_path)
         blas_threads()  # raises if the environment asks for what is no number
         self._used_options, self._used_weights = self.options, expert_weights(self.weight, experts)

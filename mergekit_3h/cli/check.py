@@ -93,9 +93,12 @@ def _parts(estimate: Estimate) -> str:
 
 
 def _search_text(search: SearchEstimate) -> str:
+    merges = {0: "", 1: f"{_duration(search.seconds_merge)} to decompose or merge all tensors once, "}.get(
+        search.merges, f"{_duration(search.seconds_merge)} for each of about {search.merges} merges of all tensors, "
+    )
     return (
         f"The search before it, in {search.dtype} on {search.device}: {_duration(search.seconds_models)} for the "
-        f"single models, {_duration(search.seconds_each)} for each of at most {search.evaluations} evaluations "
+        f"single models, {merges}{_duration(search.seconds_each)} for each of at most {search.evaluations} evaluations "
         f"({search.records} records, {search.tokens:,} tokens with padding), {_duration(search.seconds_most)} at most; "
         f"peak memory {_bytes(search.peak_bytes)}."
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -64,13 +65,14 @@ def estimate_merge(config: Any, plan: list[PlannedTensor], models: list[NamedMod
     method = config.merge_method
     plan = [tensor for tensor in plan if tensor.shape] + source_tensors(plan, models)
     matrices = set(decomposed(config, plan))
-    passes = _SORTING_PASSES if method in _SORTING_METHODS else _PLAIN_PASSES
-    compute = sum(_passing_seconds(tensor, passes, speed) for tensor in plan)
-    workers = workers_on(device)
-    compute += sum(_decomposition_seconds(tensor, speed, workers) for tensor in plan if tensor.name in matrices)
+    options, workers = plain_options(config), workers_on(device)
+    compute = 0.0
+    for tensor in plan:
+        inputs = sum(given.stored is not None for given in tensor.inputs)
+        own = options if tensor.name in matrices else None
+        compute += tensor_seconds(method, tensor.shape if inputs else (), inputs, own, speed, workers)
     output = sum(output_bytes(config, tensor) for tensor in plan)
     read = sum(given.stored.nbytes for tensor in plan for given in tensor.inputs if given.stored)
-    options = plain_options(config)
     needs = [_need(config, tensor, options if tensor.name in matrices else None) for tensor in plan]
     at_once = largest_at_once(needs, allowed_at_once(config, device), workers)
     collected = min(output, SHARD_BYTES)
@@ -145,29 +147,25 @@ def _experts(tensor: PlannedTensor) -> int:
     return max(1, sum(given.stored is not None for given in tensor.inputs) - 1)
 
 
-def _matrices(tensor: PlannedTensor) -> tuple[int, int, int]:
-    """Number of matrices in a tensor, their shorter side and their longer one."""
-    *batch, rows, columns = tensor.shape
-    count = 1
-    for size in batch:
-        count *= size
-    return count, min(rows, columns), max(rows, columns)
-
-
-def _passing_seconds(tensor: PlannedTensor, passes: int, speed: Throughput) -> float:
-    inputs = sum(given.stored is not None for given in tensor.inputs)
-    return passes * inputs * 4 * _elements(tensor) / speed.elementwise
-
-
-def _decomposition_seconds(tensor: PlannedTensor, speed: Throughput, workers: int) -> float:
-    count, short, long = _matrices(tensor)
-    tasks = _experts(tensor)
-    # One decomposition a task, and two for the polar factors; two tasks need one of half the size instead.
-    decompositions = tasks + (2 if tasks > 2 else 0.25)
-    # All pairs of Gram matrices in the first pass, one product a task in the second.
-    products = tasks * (tasks + 1) / 2 + tasks
-    flops = 2 * long * short**2 * products
-    return count * (decompositions * speed.eigh_unit * short**3 / workers + flops / speed.gemm_flops)
+def tensor_seconds(
+    method: str,
+    shape: Sequence[int],
+    inputs: int,
+    options: SpectralMethod | None,
+    speed: Throughput,
+    workers: int,
+) -> float:
+    """What merging one tensor of ``inputs`` models takes; ``options`` of our own methods where it goes through
+    singular vectors."""
+    passes = _SORTING_PASSES if method in _SORTING_METHODS else _PLAIN_PASSES
+    passing = passes * inputs * 4 * math.prod(shape) / speed.elementwise if inputs else 0.0
+    if options is None:
+        return passing
+    *batch, rows, columns = shape
+    decompositions, products = options.work(max(1, inputs - 1))
+    short, flops = min(rows, columns), 2 * max(rows, columns) * min(rows, columns) ** 2 * products
+    each = decompositions * speed.eigh_unit * short**3 / workers + flops / speed.gemm_flops
+    return passing + math.prod(batch) * each
 
 
 def held_bytes(config: Any, tensor: PlannedTensor) -> int:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from mergekit_3h.errors import OptionError, ThreeHError
+from mergekit_3h.lint.expert_counts import wrong_counts
 from mergekit_3h.lint.findings import Finding
 from mergekit_3h.lint.places import InputGroup, Place, parameter_groups, parameter_places
 from mergekit_3h.lint.ranges import meaningless
@@ -223,11 +224,14 @@ def _sets_something(place: Place, name: str) -> bool:
 
 
 def contradictions(config: Config) -> Iterator[Finding]:
-    """Options of a method of ours that are sound one by one and not together, where they are one for all tensors."""
+    """Options of a method of ours that are sound one by one and not together, where they are one for all tensors; and
+    those that are for another number of experts."""
     try:
         plain_options(config)
     except OptionError as error:
         yield Finding("error", "bad-value", str(error), where="parameters")
+        return
+    yield from wrong_counts(config)
 
 
 def plain_options(config: Any) -> SpectralMethod | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,11 +10,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from mergekit_3h.inspection.throughput import measure_throughput, product_rate
+from mergekit_3h.inspection.throughput import Throughput, measure_throughput, product_rate
+from mergekit_3h.lint.at_once import workers_on
+from mergekit_3h.lint.estimate import tensor_seconds
 from mergekit_3h.losses.answers import Batch, batched
+from mergekit_3h.search.candidate_model import merged_parameters
 from mergekit_3h.search.combinations import is_held, is_linear
+from mergekit_3h.search.options import SearchOptions
 from mergekit_3h.search.problem import Problem
 from mergekit_3h.search.runner import FORWARD_PASSES, GRADIENT_PASSES
+from mergekit_3h.search.tuned_families import Tuning
+from mergekit_3h.search.tuning import FACTOR
+from mergekit_3h.spectral.tensors import matrix_bytes, merges_as_matrices
 
 # Python with torch, transformers and mergekit loaded; seen with torch 2.13 on Linux.
 _PROCESS_BYTES = 600_000_000
@@ -35,12 +43,18 @@ class SearchEstimate:
     seconds_models: float
     """For the losses of the base and of every expert by itself."""
     seconds_each: float
+    """For the losses of a candidate whose tensors are merged."""
     evaluations: int
+    seconds_merge: float
+    """For all tensors merged, or decomposed into what candidates are sums of."""
+    merges: int
+    """How often that happens, about: another lambda needs no merge."""
     peak_bytes: int
 
     @property
     def seconds_most(self) -> float:
-        return self.seconds_models + self.evaluations * self.seconds_each
+        candidates = self.evaluations * self.seconds_each + self.merges * self.seconds_merge
+        return self.seconds_models + candidates
 
     def as_dict(self) -> dict[str, Any]:
         return {**asdict(self), "seconds_most": self.seconds_most}
@@ -56,6 +70,8 @@ def estimate_search(problem: Problem, device: str) -> SearchEstimate:
     has_gradient = options.solver == "gradient"
     passes = GRADIENT_PASSES if has_gradient else FORWARD_PASSES
     mixing = _mixing_passes(experts, has_gradient) * _FLOAT32 * parameters
+    speed = measure_throughput(None, device)
+    merges, merging = _merges(problem), _Merging.of(problem, speed, device)
     return SearchEstimate(
         parameters=parameters,
         records=sum(len(batch.order) for batch in batches),
@@ -63,13 +79,59 @@ def estimate_search(problem: Problem, device: str) -> SearchEstimate:
         dtype=str(dtype).removeprefix("torch."),
         device=device,
         seconds_models=(1 + experts) * forward,
-        seconds_each=passes * forward + mixing / measure_throughput(None, device).elementwise,
+        seconds_each=passes * forward + mixing / speed.elementwise,
         evaluations=options.max_evaluations,
+        seconds_merge=merging.seconds if merges else 0.0,
+        merges=merges,
         peak_bytes=_PROCESS_BYTES
         + parameters * dtype.itemsize
         + _component_bytes(problem, parameters)
+        + (merging.largest if merges else 0)
         + _batch_bytes(problem.model, batches, dtype, has_gradient),
     )
+
+
+@dataclass(frozen=True)
+class _Merging:
+    """Of all tensors of a candidate, one after the other, in float32."""
+
+    seconds: float = 0.0
+    largest: int = 0
+    """Bytes that the tensor takes that takes most, with copies of it from all models."""
+
+    @classmethod
+    def of(cls, problem: Problem, speed: Throughput, device: str) -> _Merging:
+        method, experts, workers = problem.method, len(problem.experts), workers_on(device)
+        seconds, largest = 0.0, 0
+        for name in merged_parameters(problem.model, problem.base.names()):
+            shape = problem.base.shape(name)
+            by_vectors = method is not None and merges_as_matrices(name, torch.empty(shape, device="meta"), method)
+            own = method if by_vectors else None
+            seconds += tensor_seconds(problem.options.combine, shape, experts + 1, own, speed, workers)
+            working = 0 if own is None else matrix_bytes(shape, torch.float32, experts, own)
+            largest = max(largest, (experts + 2) * _FLOAT32 * math.prod(shape) + working)
+        return cls(seconds, largest)
+
+
+def _merges(problem: Problem) -> int:
+    """How often the tensors are merged, or decomposed."""
+    options = problem.options
+    if problem.tuning is not None:
+        return _merges_of_options(problem.tuning, options)
+    if options.combine == "task_arithmetic" and not options.component_blocks:
+        return 0
+    if options.component_blocks or is_linear(options.combine):
+        return 1
+    # With a part held it is decomposed once, and what was found is merged once more.
+    return 2 if is_held(options.combine, options.solver) else options.max_evaluations
+
+
+def _merges_of_options(tuning: Tuning, options: SearchOptions) -> int:
+    has_factor = tuning.scales and FACTOR in [axis.name for axis in tuning.axes]
+    if has_factor and len(tuning.axes) == 1 and not options.finds_weights:
+        return 1
+    # A climb looks at two values of lambda at least while it has a merge at hand.
+    return math.ceil(options.max_evaluations / 2) if has_factor else options.max_evaluations
 
 
 def _dtype(problem: Problem) -> torch.dtype:

@@ -72,6 +72,8 @@ class Problem:
         if not self.experts:
             raise ModelError("got no expert to merge; expected at least one besides the base")
         _require_method(self)
+        if self.method is not None:
+            self.method.require_experts(len(self.experts))
         _ = self.answers
         names = merged_parameters(self.model, self.base.names())
         for source in (self.base, *self.experts):

@@ -62,6 +62,10 @@ class CombiningMethod(SpectralMethod):
             return whole
         return max(whole, self.inner().working_bytes(rows, columns, experts, result_itemsize) + own // 4)
 
+    def work(self, experts: int) -> tuple[float, float]:
+        decompositions, products = (0, 0) if self.combine == PLAIN_SUM else self.inner().work(experts)
+        return decompositions + 1, products + experts + 2
+
     def combined_remarks(self, report: Any) -> Iterator[tuple[int, str]]:
         if report is not None:
             yield from self.inner().remarks(report)

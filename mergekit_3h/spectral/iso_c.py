@@ -56,6 +56,9 @@ class IsoC(FlooredMethod):
     def working_bytes(self, rows: int, columns: int, experts: int, result_itemsize: int) -> int:
         return summing_bytes(rows, columns, result_itemsize)
 
+    def work(self, experts: int) -> tuple[float, float]:
+        return (0.0, 0.0) if self.power == 1.0 and self.noise_floor == "off" else (1.0, 2.0)
+
     def remarks(self, report: IsotropicReport) -> Iterator[tuple[int, str]]:
         yield from self.floor_remarks(report.under_edge, report.ranks[0])
         if report.amplification > AMPLIFICATION_WORTH_A_WORD:

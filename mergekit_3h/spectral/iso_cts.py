@@ -38,6 +38,9 @@ class IsoCTS(FlooredMethod):
     def merge(self, tasks: TaskMatrices, weights: Sequence[float]) -> tuple[Tensor, CommonSpecificReport]:
         return merge_common_and_specific(tasks, weights, self.common_fraction, self.noise_floor)
 
+    def work(self, experts: int) -> tuple[float, float]:
+        return experts + 3, 3 * experts + 3
+
     def working_bytes(self, rows: int, columns: int, experts: int, result_itemsize: int) -> int:
         side = min(rows, columns)
         shares = 8 * side * side * (experts + 2 + STORED_ASPECT)

@@ -125,6 +125,16 @@ class SpectralMethod(BaseModel, ABC):
     def working_bytes(self, rows: int, columns: int, experts: int, result_itemsize: int) -> int:
         """What merging a matrix takes at most beyond its inputs, its result included."""
 
+    def require_experts(self, experts: int) -> None:
+        """Raise if an option is not for so many experts."""
+
+    def work(self, experts: int) -> tuple[float, float]:
+        """About what a matrix takes, for estimates of time: symmetric eigendecompositions of its shorter side, and
+        products of the matrix with something of that side. Unless a method says otherwise, what TSVM takes."""
+        # One decomposition an expert, and two for the polar factors; two experts need one of half the size instead.
+        # All pairs of Gram matrices in the first pass, one product an expert in the second.
+        return experts + (2 if experts > 2 else 0.25), experts * (experts + 1) / 2 + experts
+
     def remarks(self, report: Any) -> Iterator[tuple[int, str]]:
         """What the user should know of a tensor's merge: levels of ``logging``, and sentences."""
         yield from ()

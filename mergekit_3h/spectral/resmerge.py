@@ -55,6 +55,9 @@ class ResMerge(TruncatingMethod):
         consensus = Consensus(self.head_rank, self.head_share, self.least_exponent)
         return merge_by_consensus(tasks, weights, consensus, self.noise_floor)
 
+    def work(self, experts: int) -> tuple[float, float]:
+        return experts, 3 * experts
+
     def working_bytes(self, rows: int, columns: int, experts: int, result_itemsize: int) -> int:
         blocks = 16 * experts * min(rows * columns, BLOCK_ELEMENTS)
         vectors = 8 * experts * min(rows, columns) * self.head_rank

@@ -39,6 +39,9 @@ class STAR(TruncatingMethod):
     def components(self, tasks: TaskMatrices) -> list[tuple[Tensor, Tensor]]:
         return rescaled_components(tasks, self.eta, self.noise_floor)
 
+    def work(self, experts: int) -> tuple[float, float]:
+        return experts, 3 * experts
+
     def working_bytes(self, rows: int, columns: int, experts: int, result_itemsize: int) -> int:
         return truncating_bytes(rows, columns, experts, result_itemsize)
 

@@ -60,6 +60,9 @@ class SWUDI(SpectralMethod):
     def components(self, tasks: TaskMatrices) -> list[tuple[Tensor, Tensor]]:
         return closed_form_components(tasks, self.pull(len(tasks)))
 
+    def work(self, experts: int) -> tuple[float, float]:
+        return 1, 2 * experts + 1
+
     def working_bytes(self, rows: int, columns: int, experts: int, result_itemsize: int) -> int:
         """The Gram matrices are those of the input side, also where it is the longer one."""
         return 8 * columns * columns * (experts + 5) + 2 * MOST_PASSING_BYTES + result_itemsize * rows * columns

@@ -176,6 +176,9 @@ class TSVM(RankedMethod):
             )
         return found
 
+    def require_experts(self, experts: int) -> None:
+        self._blocks(experts)
+
     def working_bytes(self, rows: int, columns: int, experts: int, result_itemsize: int) -> int:
         settings = self.settings()
         is_literal = settings.order == "orthogonalize_first" and rows != columns

@@ -289,3 +289,24 @@ def test_options_of_safety_merge_are_also_those_of_the_method_it_combines_with(l
     assert [finding.rule for finding in planned] == ["plan"] and "/nowhere/safety.jsonl" in planned[0].message
     finding = only(llamas.lint(llamas.config("safety_merge", parameters={**of_ties, "gamma": 0.3})), "unknown-option")
     assert "'gamma'" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("setting", "where"),
+    [
+        ("1 1 / 1 0 / 1 1", "parameters.block_weights"),
+        ([{"filter": "mlp", "value": "1 / 1"}, {"value": "1"}], "parameters.block_weights[1].value"),
+    ],
+)
+@pytest.mark.parametrize("of_search", [False, True])
+def test_blocks_of_another_number_of_experts(setting: Any, where: str, of_search: bool) -> None:
+    """The base among the models is no expert."""
+    parameters = {"block_weights": setting, **({"data": "d.jsonl", "combine": "tsvm"} if of_search else {})}
+    config = two_models("safety_merge" if of_search else "tsvm", parameters=parameters)
+    config["models"] = [{"model": "/b"}, *({"model": model} for model in ("/x", "/y"))]
+    method = merge_methods.get(config["merge_method"])
+    spec = method.spec_for(parsed(config)) if of_search else method.spec
+    finding = only(parameter_findings(parsed(config), spec), "bad-value")
+    assert finding.where == where and "experts; there are 2" in finding.message
+    config["parameters"]["block_weights"] = "1 0.5 / 0 1"
+    assert parameter_findings(parsed(config), spec) == []

@@ -50,6 +50,7 @@ def altered(llama: Family, absolute: Path) -> Callable[[Callable[[dict[str, torc
         ({"gamma": [{"filter": "mlp", "value": -1.0}, {"value": 0.1}]}, "got -1.0"),
         ({"exclude": ["embed_tokens", "lm_head"]}, "write several values as one string"),
         ({"keep_base": ["embed_tokens", "lm_head"]}, "write several values as one string"),
+        ({"block_weights": "1 0 / 1 0"}, "got '1 0 / 1 0', which is for 2 experts; there are 3"),
         ({"core": "dc", "decorrelation": 0.1}, "option 'decorrelation': got 0.1; core: dc stands between"),
     ],
 )

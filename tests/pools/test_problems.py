@@ -193,6 +193,12 @@ def test_weights_that_do_not_fit_the_pool_are_refused_before_loading(weight, mes
         TSVM(weight=weight).run(CausalLMPool(nowhere, tokenizer=None))
 
 
+def test_blocks_of_another_number_of_experts_are_refused_before_loading(tmp_path: Path):
+    nowhere = {name: str(tmp_path / "absent") for name in ("_pretrained_", *EXPERTS)}
+    with pytest.raises(OptionError, match="got '1 0 / 1 0', which is for 2 experts; there are 3"):
+        TSVM(block_weights="1 0 / 1 0").run(CausalLMPool(nowhere, tokenizer=None))
+
+
 @pytest.fixture
 def nowhere() -> CausalLMPool:
     """A pool whose models cannot be loaded: any error about something else came before."""
