@@ -33,7 +33,7 @@ from mergekit_3h.kernels.blocks import sum_in_blocks
 from mergekit_3h.kernels.cores import Core, CoredFactors
 from mergekit_3h.kernels.decompositions import spectrum_of
 from mergekit_3h.kernels.factors import SingularFactors
-from mergekit_3h.kernels.noise import rounding_edge
+from mergekit_3h.kernels.noise import task_edge
 from mergekit_3h.kernels.outliers import outlier_mass, outlier_weights
 from mergekit_3h.kernels.polar import PolarFactors, overlap_of
 from mergekit_3h.kernels.ranks import RankRule, rank_budget, sparsity
@@ -126,7 +126,7 @@ def plan_layer(tasks: TaskMatrices, settings: Settings) -> Plan:
         if tasks.base is not None:
             tolls[i] = rounding_toll(tasks.experts[i], tasks.base)
             if settings.noise_floor == "auto":
-                edges[i] = rounding_edge(tasks.experts[i], tasks.base, tolls[i])
+                edges[i] = task_edge(tasks.parts(i), tasks.base, tolls[i])
 
     run_all(tasks.device, [partial(survey, i) for i in range(len(tasks))])
     needs_omega = settings.rank_selection == "sparsity" and settings.gamma > 0

@@ -54,7 +54,7 @@ def _cheapest_certified(
 
 
 def _delta_square(tasks: TaskMatrices, i: int) -> float:
-    """From a sample; only an update on a base has a noise edge."""
+    """From a sample, and no less than it is; only an update on a base has a noise edge."""
     if tasks.base is None:
         raise ValueError("a noise edge is that of an expert on a base")
-    return delta_square(tasks.experts[i], tasks.base)
+    return max(delta_square(part, tasks.base) for _, part in tasks.parts(i))

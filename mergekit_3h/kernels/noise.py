@@ -10,6 +10,9 @@ row and by column. One pass over the weights, no random numbers.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -19,6 +22,16 @@ from mergekit_3h.kernels.tasks import BLOCK_ELEMENTS_ON_DEVICE, CACHE_ELEMENTS
 from mergekit_3h.kernels.workers import spans
 
 _EXPONENT_OF_FLOAT32 = 0x7F800000
+
+
+def task_edge(parts: Sequence[tuple[float, Tensor]], base: Tensor, toll: RoundingToll | None = None) -> float:
+    """Largest singular value that rounding explains of an update made of these checkpoints, with their factors.
+
+    Their roundings are independent. ``toll`` is that of the first.
+    """
+    (factor, expert), *others = parts
+    edge = factor * rounding_edge(expert, base, toll)
+    return math.hypot(edge, *(share * rounding_edge(other, base) for share, other in others)) if others else edge
 
 
 def rounding_edge(expert: Tensor, base: Tensor, toll: RoundingToll | None = None) -> float:

@@ -10,7 +10,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from mergekit_3h.kernels.noise import rounding_edge
+from mergekit_3h.kernels.noise import task_edge
 from mergekit_3h.kernels.remainders import Remainder, remainder
 from mergekit_3h.kernels.sums import SumSpectrum
 from mergekit_3h.kernels.tasks import TaskMatrices
@@ -38,7 +38,7 @@ def task_edges(tasks: TaskMatrices, noise_floor: NoiseFloor) -> list[float]:
         return edges
 
     def survey(i: int) -> None:
-        edges[i] = rounding_edge(tasks.experts[i], base)
+        edges[i] = task_edge(tasks.parts(i), base)
 
     run_all(tasks.device, [partial(survey, i) for i in range(len(tasks))])
     return edges

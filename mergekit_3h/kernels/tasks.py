@@ -77,6 +77,10 @@ class TaskMatrices:
         """Root mean square entry of a checkpoint's update, relative to that of the matrix that stands for it."""
         return math.sqrt(self.rows * self.columns / math.prod(self.full_shape))
 
+    def parts(self, i: int) -> list[tuple[float, Tensor]]:
+        """The checkpoints' matrices whose updates make up delta_i, with their factors: what was rounded, and how."""
+        return [(1.0, self.experts[i])]
+
     def with_exact_result(self) -> Self:
         """The same with results in float64."""
         other = copy(self)
@@ -135,7 +139,7 @@ class TaskMatrices:
         dtype: torch.dtype = torch.float64,
     ) -> Tensor:
         part = (slice(None), rows) if transpose else (rows,)
-        expert = self.experts[i][part]
+        expert = self._stored(i)[part]
         if memory is None:
             delta = torch.empty(expert.shape, dtype=dtype, device=self.device)
         else:
@@ -145,6 +149,9 @@ class TaskMatrices:
         else:
             self._subtract(expert, self.base[part], delta)
         return delta.T if transpose else delta
+
+    def _stored(self, i: int) -> Tensor:
+        return self.experts[i]
 
     def _subtract(self, expert: Tensor, base: Tensor, delta: Tensor) -> None:
         """In float32, unless a checkpoint is float64: a third of the time.
