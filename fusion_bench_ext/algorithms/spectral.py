@@ -9,7 +9,7 @@ import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from fusion_bench.modelpool.base_pool import BaseModelPool
 from torch import Tensor
@@ -26,6 +26,7 @@ from mergekit_3h.errors import ModelError, OptionError
 from mergekit_3h.kernels.workers import blas_threads
 from mergekit_3h.options import checked, require_known
 from mergekit_3h.spectral import registry
+from mergekit_3h.spectral.gate import Roles, roles_of
 from mergekit_3h.spectral.low_rank import (
     LowRankUpdates,
     Route,
@@ -33,7 +34,7 @@ from mergekit_3h.spectral.low_rank import (
     merge_low_rank,
     require_route,
 )
-from mergekit_3h.spectral.method import ExpertOptions, RunningOptions, SpectralMethod
+from mergekit_3h.spectral.method import ExpertOptions, Role, RunningOptions, SpectralMethod
 from mergekit_3h.spectral.rounding_log import RoundingLog
 from mergekit_3h.spectral.tensors import matrix_bytes, merge_tensor
 from mergekit_3h.suggestions import did_you_mean
@@ -43,11 +44,13 @@ class SpectralAlgorithm(StreamingAlgorithm):
     """One spectral method; each option is an attribute, under its YAML key in ``config``.
 
     ``weight`` is a number for all experts, a list in the pool's order, or a mapping from model names, where those not
-    named have the default. ``lambda`` is a keyword of Python: as an attribute it is ``lambda_``, and in a call it is
-    given as ``**{"lambda": 0.5}``. ``lora`` says how experts that are all LoRA adapters are merged: in their core space
-    where the method has one (auto), there or not at all (core), or multiplied out (dense). ``adapter_save_path`` is a
-    folder for one adapter that has the merge of adapters in it, ``adapter_rank`` its rank at most; the merged model is
-    then the base with this adapter. Tensors are merged side by side, one BLAS thread each, within ``memory_gb``.
+    named have the default. ``role`` is such a mapping too: models that are ``unaligned`` or ``safety`` are compared
+    with and not merged, and have no weight. ``lambda`` is a keyword of Python: as an attribute it is ``lambda_``, and
+    in a call it is given as ``**{"lambda": 0.5}``. ``lora`` says how experts that are all LoRA adapters are merged: in
+    their core space where the method has one (auto), there or not at all (core), or multiplied out (dense).
+    ``adapter_save_path`` is a folder for one adapter that has the merge of adapters in it, ``adapter_rank`` its rank at
+    most; the merged model is then the base with this adapter. Tensors are merged side by side, one BLAS thread each,
+    within ``memory_gb``.
     """
 
     method: ClassVar[type[SpectralMethod]]
@@ -55,7 +58,7 @@ class SpectralAlgorithm(StreamingAlgorithm):
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         keys = {attribute: field.alias or attribute for attribute, field in cls.method.model_fields.items()}
-        own = {name: name for name in ("weight", "lora", "adapter_save_path", "adapter_rank", "memory_gb")}
+        own = {name: name for name in ("weight", "role", "lora", "adapter_save_path", "adapter_rank", "memory_gb")}
         cls._config_mapping = StreamingAlgorithm._config_mapping | keys | own
         cls.title = cls.method.title
 
@@ -63,6 +66,7 @@ class SpectralAlgorithm(StreamingAlgorithm):
         self,
         *,
         weight: float | Sequence[float] | Mapping[str, float] = 1.0,
+        role: Literal["expert"] | Mapping[str, Role] = "expert",
         lora: Route = "auto",
         adapter_save_path: str | None = None,
         adapter_rank: int | None = None,
@@ -82,6 +86,8 @@ class SpectralAlgorithm(StreamingAlgorithm):
             parsed = registry.parse_options(self.method.name, options)
             self.weight = plain_value(weight)
             _require_weights(self.weight)
+            self.role = plain_value(role)
+            _require_roles(self.role)
             self.memory_gb = checked(RunningOptions, "memory_gb", memory_gb)
             _require_route(lora)
             _require_adapter_rank(adapter_rank, adapter_save_path)
@@ -110,10 +116,12 @@ class SpectralAlgorithm(StreamingAlgorithm):
     def check_pool(self, base: str | None, experts: Sequence[str]) -> None:
         self.memory_gb = checked(RunningOptions, "memory_gb", self.memory_gb)
         require_route(self.options, self.lora)
-        self.options.require_experts(len(experts))
         _require_adapter_rank(self.adapter_rank, self.adapter_save_path)
         blas_threads()  # raises if the environment asks for what is no number
-        self._used_options, self._used_weights = self.options, expert_weights(self.weight, experts)
+        self._used_options, self._roles = self.options, expert_roles(self.role, experts)
+        self._roles.require_used(self._used_options)
+        self._used_options.require_experts(len(self._roles.experts))
+        self._used_weights = expert_weights(self.weight, self._roles.experts)
         self._rounding = RoundingLog()
 
     def destinations(self, modelpool: BaseModelPool) -> list[Destination | AdapterDestination]:
@@ -124,10 +132,20 @@ class SpectralAlgorithm(StreamingAlgorithm):
         return [*models, *([self._adapter] if self._adapter is not None else [])]
 
     def check_models(self, base: OpenModel | None, experts: Sequence[OpenModel]) -> None:
+        if self._roles.others and (self.lora != "auto" or self._adapter is not None):
+            option = "adapter_save_path" if self._adapter is not None else "lora"
+            raise OptionError(
+                f"option {option!r}: the layer gate compares the experts with {' and '.join(self._roles.others)}, "
+                "which takes whole updates; leave the option out"
+            )
         if self._adapter is not None:
             self._adapter.open(experts)
         if self.lora != "auto" and _adapters(experts) is None:
             raise OptionError(f"option 'lora': got {self.lora!r}, but not all experts of the pool are LoRA adapters")
+
+    def _adapted(self, experts: Sequence[OpenModel]) -> Sequence[AdaptedModel] | None:
+        """The experts where they are merged as adapters."""
+        return None if self._roles.others else _adapters(experts)
 
     def bytes_to_merge(self, facts: TensorFacts, experts: int) -> int:
         result = 2 * max(4, facts.dtype.itemsize) * math.prod(facts.shape)  # and its copy in the models' dtype
@@ -136,7 +154,7 @@ class SpectralAlgorithm(StreamingAlgorithm):
         return result + matrix_bytes(facts.shape, facts.dtype, experts, self._used_options)
 
     def bytes_needed(self, name: str, reference: OpenModel, experts: Sequence[OpenModel]) -> int | None:
-        adapted, facts = _adapters(experts), reference.describe(name)
+        adapted, facts = self._adapted(experts), reference.describe(name)
         if adapted is None:
             return super().bytes_needed(name, reference, experts)
         base = math.prod(facts.shape) * facts.dtype.itemsize
@@ -153,7 +171,7 @@ class SpectralAlgorithm(StreamingAlgorithm):
         )
 
     def begin(self, name: str, base: OpenModel | None, experts: Sequence[OpenModel]) -> Callable[[], Tensor]:
-        adapted = _adapters(experts)
+        adapted = self._adapted(experts)
         if base is None or adapted is None:
             return super().begin(name, base, experts)
         tensor = base.load(name)
@@ -176,16 +194,32 @@ class SpectralAlgorithm(StreamingAlgorithm):
 
     def merge(self, name: str, base: tuple[str, Tensor] | None, experts: Mapping[str, Tensor]) -> Tensor:
         assert base is not None
+        roles = self._roles
         return merge_tensor(
             name,
             base[1],
-            {f"model {expert!r}": tensor for expert, tensor in experts.items()},
-            {f"model {expert!r}": self._used_weights[expert] for expert in experts},
+            {_label(expert): tensor for expert, tensor in experts.items()},
+            {_label(expert): self._used_weights[expert] for expert in roles.experts},
             self._used_options,
             base_label=f"the base model {base[0]!r}",
-            watch=watcher(self._used_options, list(experts)),
+            roles=roles.renamed(_label),
+            watch=watcher(self._used_options, roles.experts),
             rounding=self._rounding,
         )
+
+
+def _label(model: str) -> str:
+    """What errors call a model of the pool."""
+    return f"model {model!r}"
+
+
+def expert_roles(role: Any, models: Sequence[str]) -> Roles:
+    """The role of each model from a mapping; those not named are merged."""
+    given = role if isinstance(role, Mapping) else {}
+    for name in given:
+        if name not in models:
+            raise OptionError(f"option 'role': the pool has no model {name!r} to merge; {did_you_mean(name, models)}")
+    return roles_of({name: given.get(name, "expert") for name in models})
 
 
 def expert_weights(weight: Any, experts: Sequence[str]) -> dict[str, float]:
@@ -228,6 +262,13 @@ def _require_weights(weight: Any) -> None:
     many = isinstance(weight, Mapping | list | tuple)
     for value in (list(weight.values()) if isinstance(weight, Mapping) else weight) if many else [weight]:
         _number(value)
+
+
+def _require_roles(role: Any) -> None:
+    if not isinstance(role, Mapping) and role != "expert":
+        raise OptionError(f"option 'role': got {role!r}; expected a mapping from names of the pool's models to roles")
+    for value in role.values() if isinstance(role, Mapping) else ():
+        checked(ExpertOptions, "role", value)
 
 
 def _require_route(lora: Any) -> None:

@@ -123,6 +123,7 @@ def _line(merged: MergedTensor, method: SpectralMethod) -> dict[str, Any]:
         "lambda": method.lambda_,
         "weights": list(merged.weights),
         **report,
+        **({} if merged.gate is None else asdict(merged.gate)),
         **asdict(outcome(merged.base, merged.experts, merged.exact, merged.result)),
         "bytes": sum(tensor.nbytes for tensor in inputs) + merged.result.nbytes,
         "seconds": merged.seconds,

@@ -104,6 +104,7 @@ def _subject(text: str, source: str, *, has_config: bool) -> InspectedModels:
     from mergekit_3h.lint.host_plan import planned_tensors
     from mergekit_3h.lint.models import named_models
     from mergekit_3h.lint.planned import source_tensors
+    from mergekit_3h.lint.roles import compared_models
     from mergekit_3h.lint.source import read_documents
 
     documents = read_documents(text)
@@ -112,13 +113,14 @@ def _subject(text: str, source: str, *, has_config: bool) -> InspectedModels:
         raise ModelError(f"{source} holds {len(documents)} merges; inspect looks at one: put it into a file of its own")
     if config is None:
         raise ModelError(f"{source}: {'; '.join(map(str, documents[0].findings))}")
-    models = named_models(config)
+    planned, compared = named_models(config), compared_models(config)
+    models = [model for model in planned if model.name not in compared]
     _require_inspectable(source, models)
     findings = lint(text if "\n" in text else text + "\n")
-    plan, problems = planned_tensors(config, models)
+    plan, problems = planned_tensors(config, planned)
     if not plan:
         raise ModelError(f"{source}: {'; '.join(map(str, problems)) or 'mergekit plans no tensors for it'}")
-    stored = [tensor for tensor in plan if tensor.shape] + source_tensors(plan, models)
+    stored = [tensor for tensor in plan if tensor.shape] + source_tensors(plan, planned)
     base, experts = models[0], models[1:]
     return InspectedModels(
         base=base.name,

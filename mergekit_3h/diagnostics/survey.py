@@ -22,6 +22,7 @@ from mergekit_3h.kernels.settings import Settings
 from mergekit_3h.kernels.whole_tensors import is_finite
 from mergekit_3h.options import parsed
 from mergekit_3h.spectral import registry
+from mergekit_3h.spectral.method import without_expert_options
 from mergekit_3h.spectral.rtsvm import RTSVM
 from mergekit_3h.spectral.tensors import merges_as_matrices
 from mergekit_3h.spectral.tsvm import TSVM
@@ -90,9 +91,9 @@ def options_of(config: Any) -> TSVM:
     if method is None or not issubclass(method, TSVM):
         return parsed(RTSVM, {}, RTSVM.name)
     names = registry.option_names(method.name)
-    given = {name: value for name, value in (config.parameters or {}).items() if name in names and name != "weight"}
+    given = {name: value for name, value in (config.parameters or {}).items() if name in names}
     plain = {name: value for name, value in given.items() if not isinstance(value, list | dict)}
-    return parsed(method, plain, method.name)
+    return parsed(method, without_expert_options(plain), method.name)
 
 
 def sampled(tensors: Sequence[StoredVersions], share: float) -> list[StoredVersions]:

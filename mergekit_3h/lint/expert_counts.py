@@ -8,6 +8,7 @@ from typing import Any
 from mergekit_3h.errors import OptionError, ThreeHError
 from mergekit_3h.lint.findings import Finding
 from mergekit_3h.lint.places import parameter_groups
+from mergekit_3h.lint.roles import ROLE
 from mergekit_3h.spectral import registry
 
 
@@ -19,9 +20,9 @@ def wrong_counts(config: Any) -> Iterator[Finding]:
     own = registry.option_names(method)
     seen: set[str] = set()
     for group in parameter_groups(config):
-        experts = sum(not place.is_base for place in group.inputs)
+        experts = sum(not place.is_base and place.parameters.get(ROLE, "expert") == "expert" for place in group.inputs)
         for place in group.enclosing:
-            for name in [name for name in place.parameters if name in own and name != "weight"]:
+            for name in [name for name in place.parameters if name in own and name not in (ROLE, "weight")]:
                 for where, value in _literals(place.parameters[name], f"{place.where}.{name}"):
                     reason = _count_problem(method, name, value, experts)
                     if reason and where not in seen:

@@ -16,7 +16,9 @@ from mergekit_3h.lint.expert_counts import wrong_counts
 from mergekit_3h.lint.findings import Finding
 from mergekit_3h.lint.places import InputGroup, Place, parameter_groups, parameter_places
 from mergekit_3h.lint.ranges import meaningless
+from mergekit_3h.lint.roles import role_findings
 from mergekit_3h.spectral import registry
+from mergekit_3h.spectral.method import without_expert_options
 from mergekit_3h.suggestions import did_you_mean
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ def parameter_findings(config: Config, spec: MergeMethodSpec) -> list[Finding]:
         *misplaced_parameters(config, spec),
         *value_problems(config, spec),
         *missing_parameters(config, spec),
+        *role_findings(config),
     ]
     return found if any(finding.severity == "error" for finding in found) else [*found, *contradictions(config)]
 
@@ -241,8 +244,7 @@ def plain_options(config: Any) -> SpectralMethod | None:
     names = registry.option_names(config.merge_method)
     given = (config.parameters or {}).items()
     plain = {name: value for name, value in given if name in names and not isinstance(value, list | dict)}
-    plain.pop("weight", None)
-    return registry.parse_options(config.merge_method, plain)
+    return registry.parse_options(config.merge_method, without_expert_options(plain))
 
 
 def _known_settings(config: Config, spec: MergeMethodSpec) -> Iterator[tuple[Place, str, ParameterSpec]]:

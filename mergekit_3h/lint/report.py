@@ -16,6 +16,7 @@ from mergekit_3h.lint.models import NamedModel, model_findings, named_models, tw
 from mergekit_3h.lint.parameters import parameter_findings
 from mergekit_3h.lint.planned import PlannedTensor
 from mergekit_3h.lint.ranges import resolved_findings
+from mergekit_3h.lint.roles import compared_models
 from mergekit_3h.lint.source import Document, document_of, read_documents
 from mergekit_3h.lint.structure import find_method, structure_findings
 from mergekit_3h.lint.tensors import tensor_findings
@@ -89,7 +90,8 @@ def _examine_document(
     findings += _findings_on_models(document, models, folder)
     if deep:
         findings += weight_findings(models)
-        findings += update_findings(models)
+        compared = compared_models(config)
+        findings += update_findings([model for model in models if model.name not in compared])
     needs_others = any(name in made_here for name in _model_names(config))
     if needs_others or not all(model.is_whole for model in models) or _blocks_planning(findings):
         return findings, [], models

@@ -26,9 +26,10 @@ from mergekit_3h.checkpoints.locations import locate
 from mergekit_3h.diagnostics.record import watcher
 from mergekit_3h.errors import ModelError, OptionError, TensorError, ThreeHError
 from mergekit_3h.lint.host_plan import save_tasks
+from mergekit_3h.lint.roles import compared_models
 from mergekit_3h.spectral import registry
 from mergekit_3h.spectral.low_rank import LowRankUpdates, Route, bytes_to_merge_low_rank, merge_low_rank, require_route
-from mergekit_3h.spectral.method import SpectralMethod
+from mergekit_3h.spectral.method import SpectralMethod, without_expert_options
 
 log = logging.getLogger(__name__)
 
@@ -150,6 +151,9 @@ def _why_not(config: MergeConfiguration) -> str | None:
         return f"{config.merge_method} is no spectral method ({', '.join(registry.names())})"
     if config.modules or config.slices:
         return "with slices or modules layers may change their places, and those of the adapters with them"
+    compared = compared_models(config)
+    if compared:
+        return f"the layer gate compares the experts with {' and '.join(sorted(compared))}, which takes whole updates"
     base = config.base_model
     if base is None or base.lora is not None:
         return "the base model is not named, or an adapter itself"
@@ -224,9 +228,8 @@ def _require_route(config: MergeConfiguration, route: Route) -> None:
     """The options that hold for all tensors; those of single tensors are looked at as they are merged."""
     given = {name: value for name, value in (config.parameters or {}).items() if not isinstance(value, list | dict)}
     known = {name: value for name, value in given.items() if name in registry.option_names(config.merge_method)}
-    known.pop("weight", None)
     try:
-        method = registry.parse_options(config.merge_method, known)
+        method = registry.parse_options(config.merge_method, without_expert_options(known))
     except ThreeHError:
         return  # mergekit's planner says what is wrong with them, and where
     require_route(method, route, f"--lora {route}")

@@ -29,6 +29,7 @@ from mergekit_3h.methods.host_errors import HostError, shown_by_mergekit
 from mergekit_3h.methods.parameters import parameter_specs
 from mergekit_3h.methods.planning import CheckedMerge, checked_merge
 from mergekit_3h.spectral import registry
+from mergekit_3h.spectral.gate import roles_of
 from mergekit_3h.spectral.method import ExpertOptions, RunningOptions, SpectralMethod
 from mergekit_3h.spectral.rounding_log import RoundingLog
 from mergekit_3h.spectral.tensors import bytes_to_merge, merge_tensor
@@ -77,13 +78,14 @@ class SpectralMergeMethod(GroupMergeMethod):
         super().validate_inputs(input_ids, base_id, group_name=group_name)
 
     def merge_group(self, group: TensorGroup, /, **parameters: Any) -> torch.Tensor:
-        weight, base = parameters.pop("weight"), group.base
+        weight, role, base = parameters.pop("weight"), parameters.pop("role"), group.base
         assert base is not None  # the contract requires one
         with shown_by_mergekit():
             method = self._with_options(parameters)
             experts = current_experts()
             if experts is not None:
                 return experts.merge(group, method, {str(entry.id): weight[entry.id] for entry in group.non_base})
+            roles = roles_of({str(entry.id): role[entry.id] for entry in group.non_base})
             return merge_tensor(
                 group.metadata.name or "unnamed",
                 base.tensor,
@@ -91,7 +93,8 @@ class SpectralMergeMethod(GroupMergeMethod):
                 {str(entry.id): weight[entry.id] for entry in group.non_base},
                 method,
                 base_label=f"the base model {base.id}",
-                watch=watcher(method, [str(entry.id) for entry in group.non_base]),
+                roles=roles,
+                watch=watcher(method, roles.experts),
                 rounding=self._rounding,
             )
 

@@ -19,7 +19,7 @@ from mergekit_3h.search.tuning import (
     searched_options,
     spectral_axes,
 )
-from mergekit_3h.spectral import registry
+from mergekit_3h.spectral import gate, registry
 from mergekit_3h.spectral.method import SpectralMethod
 
 
@@ -84,6 +84,7 @@ class Combination:
         if self.method not in registry.names():
             return None
         options = {name: value for name, value in self.shared.items() if name != WEIGHT}
+        require_no_gate("parameters", options)
         for name, value in options.items():
             if isinstance(value, list | dict):
                 raise OptionError(
@@ -116,8 +117,20 @@ class Combination:
         return {**config, **({"parameters": dict(self.shared)} if self.shared else {}), **kept}
 
 
+def require_no_gate(where: str, parameters: Mapping[str, Any]) -> None:
+    """Raise if these are options of the layer gate, which needs models that take no part in a search."""
+    for name in ("role", *gate.OPTIONS):
+        if parameters.get(name, "expert") != "expert":
+            raise OptionError(
+                f"{where}.{name}: a search merges all models, without the layer gate; remove it here, and set it in "
+                "the config that merges with the weights that the search finds"
+            )
+
+
 def require_free_weights(options: SearchOptions, where: str, parameters: Mapping[str, Any]) -> None:
     """Raise if the parameters at this place fix what the search is to find."""
+    if options.combine in registry.names():
+        require_no_gate(where, parameters)
     if WEIGHT in parameters and options.finds_weights:
         raise OptionError(f"{where}.weight: the weights are what safety_merge searches; remove it")
     if not searched_options(options.over):

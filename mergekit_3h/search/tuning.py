@@ -20,6 +20,8 @@ FACTOR = "lambda"
 """The option that multiplies the merged update, so that no merge is needed for another value of it."""
 _TECHNICAL = ("tolerance", "eps", "memory_gb")
 """Numbers that say how exactly or in what room a method computes, not what."""
+_OF_THE_GATE = ("gate_threshold", "gate_share")
+"""Of models that are not there while a search merges."""
 
 
 def searched_names(over: str) -> list[str]:
@@ -43,7 +45,11 @@ def searched_options(over: str) -> list[str]:
 def spectral_axes(names: Sequence[str], method: SpectralMethod, experts: int) -> tuple[Axis, ...]:
     """The axes of options of a spectral method, each from the value that it has."""
     fields = {field.alias or key: field for key, field in type(method).model_fields.items()}
-    numbers = [name for name, field in fields.items() if "float" in str(field.annotation) and name not in _TECHNICAL]
+    numbers = [
+        name
+        for name, field in fields.items()
+        if "float" in str(field.annotation) and name not in (*_TECHNICAL, *_OF_THE_GATE)
+    ]
     _require_numbers(method.name, names, numbers, list(fields))
 
     def axis(name: str) -> Axis:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -16,6 +16,8 @@ from torch import Tensor
 
 from mergekit_3h.errors import OptionError
 from mergekit_3h.kernels.tasks import TaskMatrices
+
+Role = Literal["expert", "unaligned", "safety"]
 
 
 class ExpertOptions(BaseModel):
@@ -29,6 +31,17 @@ class ExpertOptions(BaseModel):
         description="Factor on this expert's update, on its singular values where a method decorrelates the experts; "
         "there one of weight 0 adds nothing but still takes part. Tensors that are averaged take it as a factor too.",
     )
+    role: Role = Field(
+        "expert",
+        description="expert: merged. unaligned: the model that the base was aligned from, against which the layer gate "
+        "measures the experts; safety: the model whose update a gated update is mixed with. Neither of these two is "
+        "merged itself.",
+    )
+
+
+def without_expert_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a method alone, of values that a config has for all experts."""
+    return {name: value for name, value in given.items() if name not in ExpertOptions.model_fields}
 
 
 class RunningOptions(BaseModel):
@@ -86,6 +99,22 @@ class SpectralMethod(BaseModel, ABC):
         "",
         description="Folder in which the merge leaves a line of JSON for each tensor: ranks, weights, what is left of "
         "each expert's update, what rounding took. mergekit-3h inspect shows it.",
+    )
+
+    gate_threshold: float | None = Field(
+        None,
+        ge=0.0,
+        le=1.0,
+        description="Layer gate of SafeMERGE: an expert's update of a matrix whose cosine with its projection on what "
+        "alignment changed is below this is gated. 0 gates none. Unset: 0.35 where a model has role: unaligned, and "
+        "else there is no gate.",
+    )
+    gate_share: float = Field(
+        0.2,
+        gt=0.0,
+        le=1.0,
+        description="A gated update is this share of the safety model's, and the rest its own; without a safety model "
+        "it is only made smaller. 1 replaces it.",
     )
 
     @property

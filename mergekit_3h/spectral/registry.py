@@ -28,6 +28,7 @@ PACKAGE = "mergekit-3h"
 _NO_METHODS = (
     "__init__",
     "combining",
+    "gate",
     "literal",
     "low_rank",
     "method",

@@ -16,6 +16,7 @@ from mergekit_3h.kernels.devices import computing_device
 from mergekit_3h.kernels.jobs import Job, run_jobs
 from mergekit_3h.kernels.tasks import TaskMatrices
 from mergekit_3h.kernels.whole_tensors import is_finite, mean_share, mean_update
+from mergekit_3h.spectral.gate import Gate, GateReport, Roles
 from mergekit_3h.spectral.name_patterns import is_kept, matches
 
 if TYPE_CHECKING:
@@ -44,10 +45,12 @@ def merge_tensor(
     method: SpectralMethod,
     *,
     base_label: str = "the base model",
+    roles: Roles | None = None,
     watch: Watcher | None = None,
     rounding: RoundingLog | None = None,
 ) -> Tensor:
     """Merge the tensor ``name`` of the base and of each expert; ``experts`` are keyed by the labels that errors use.
+    ``roles`` say which of them are merged, if not all.
 
     Matrices, and the matrices of a three-dimensional tensor one by one, take the method's way; everything else, and
     what ``exclude`` names, gets the weighted mean of the updates; what ``keep_base`` names stays the base's. The result
@@ -55,26 +58,30 @@ def merge_tensor(
     merged tensor, or matrix of one; ``rounding`` is told what rounding had done to the experts.
     """
     require_mergeable(name, {base_label: base, **experts})
-    tensors, factors = list(experts.values()), [weights[label] for label in experts]
-    dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors), base.dtype)
+    roles = Roles(list(experts)) if roles is None else roles
+    roles.require_used(method)
+    tensors, factors = [experts[label] for label in roles.experts], [weights[label] for label in roles.experts]
+    dtype = reduce(torch.promote_types, (tensor.dtype for tensor in experts.values()), base.dtype)
     if base.numel() == 0:
         return base.to(dtype, copy=True)
     step = MergingStep(
-        method, factors, dtype, watch, None if rounding is None else partial(rounding.add, list(experts))
+        method, factors, dtype, watch, None if rounding is None else partial(rounding.add, roles.experts)
     )
     if is_kept(name, method.keep_base):
         return step.keep(name, base, tensors)
     if not merges_as_matrices(name, base, method):
         return step.merge(name, base, tensors, is_matrix=False)
+    step = replace(step, gate=_gate(roles, experts))
     if base.ndim == 2:
         return step.merge(name, base, tensors, is_matrix=True)
     result = torch.empty(base.shape, dtype=dtype, device=base.device)
 
     def begin(i: int) -> Callable[[], None]:
         layer = [tensor[i] for tensor in tensors]
+        own = step if step.gate is None else replace(step, gate=step.gate.of_matrix(i))
 
         def merge_layer() -> None:
-            result[i] = step.merge(f"{name}[{i}]", base[i], layer, is_matrix=True)
+            result[i] = own.merge(f"{name}[{i}]", base[i], layer, is_matrix=True)
 
         return merge_layer
 
@@ -82,6 +89,13 @@ def merge_tensor(
     room = int(MOST_EXTRA * sum(tensor.nbytes for tensor in [base, *tensors])) - result.nbytes
     run_jobs(computing_device(base.device), [Job(need, partial(begin, i)) for i in range(base.shape[0])], room)
     return result
+
+
+def _gate(roles: Roles, tensors: Mapping[str, Tensor]) -> Gate | None:
+    if roles.unaligned is None:
+        return None
+    safety = None if roles.safety is None else tensors[roles.safety]
+    return Gate(roles.experts, tensors[roles.unaligned], safety)
 
 
 def matrix_bytes(shape: Sequence[int], dtype: torch.dtype, experts: int, method: SpectralMethod) -> int:
@@ -119,6 +133,8 @@ class MergedTensor:
     report: Any
     """The method's; None for a tensor that is averaged."""
     seconds: float
+    gate: GateReport | None = None
+    """Of a matrix that went through the layer gate."""
 
 
 Watcher = Callable[[MergedTensor], None]
@@ -133,18 +149,20 @@ class MergingStep:
     dtype: torch.dtype
     watch: Watcher | None
     tell_rounding: Callable[[Any], None] | None
+    gate: Gate | None = None
 
     def merge(self, name: str, base: Tensor, experts: list[Tensor], *, is_matrix: bool) -> Tensor:
         began = time.perf_counter()
+        gated: GateReport | None = None
         if is_matrix:
-            update, report = self._update(name, base, experts)
+            update, report, gated = self._update(name, base, experts)
         else:
             update, report = mean_update(experts, base, self.factors), None
         exact = update.mul_(self.method.lambda_).add_(base)
         result = exact.to(self.dtype)
         if self.watch is not None:
             seconds = time.perf_counter() - began
-            self.watch(MergedTensor(name, base, experts, self.factors, exact, result, report, seconds))
+            self.watch(MergedTensor(name, base, experts, self.factors, exact, result, report, seconds, gated))
         return result
 
     def keep(self, name: str, base: Tensor, experts: list[Tensor]) -> Tensor:
@@ -155,16 +173,20 @@ class MergingStep:
             self.watch(MergedTensor(name, base, experts, self.factors, exact, result, None, 0.0))
         return result
 
-    def _update(self, name: str, base: Tensor, experts: list[Tensor]) -> tuple[Tensor, Any]:
+    def _update(self, name: str, base: Tensor, experts: list[Tensor]) -> tuple[Tensor, Any, GateReport | None]:
         device = computing_device(base.device)
-        tasks = TaskMatrices([expert.to(device) for expert in experts], base.to(device))
+        moved, start, gated = [expert.to(device) for expert in experts], base.to(device), None
+        if self.gate is None:
+            tasks = TaskMatrices(moved, start)
+        else:
+            tasks, gated = self.gate.tasks(name, start, moved, self.method)
         update, report = self.method.merge(tasks, self.factors)
         log.debug("%s: %s", name, report)
         for level, remark in self.method.remarks(report):
             log.log(level, "%s: %s", name, remark)
         if self.tell_rounding is not None:
             self.tell_rounding(report)
-        return update.to(base.device), report
+        return update.to(base.device), report, gated
 
 
 @dataclass(frozen=True)
