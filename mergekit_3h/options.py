@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, ValidationInfo
 
 from mergekit_3h.errors import OptionError
 from mergekit_3h.suggestions import did_you_mean
@@ -37,6 +37,14 @@ def require_known(owner: str, name: str, known: Iterable[str]) -> None:
         raise OptionError(f"{owner} has no option {name!r}; {did_you_mean(name, names, otherwise)}")
 
 
+_ALONE = {"alone": True}
+
+
+def is_alone(info: ValidationInfo) -> bool:
+    """Whether one option is looked at by itself, so that a validator of all of them cannot know what is beside it."""
+    return info.context == _ALONE
+
+
 def checked(declaration: type[BaseModel], name: str, value: Any) -> Any:
     """``value`` as ``declaration`` stores its option ``name``, or an error in one sentence."""
     field_name = next(key for key, field in declaration.model_fields.items() if name in (key, field.alias))
@@ -44,7 +52,7 @@ def checked(declaration: type[BaseModel], name: str, value: Any) -> Any:
     try:
         if is_number and isinstance(value, bool):
             raise OptionError(f"option {name!r}: got {value!r}, expected a number")
-        validated = declaration.model_validate({name: value})
+        validated = declaration.model_validate({name: value}, context=_ALONE)
     except ValidationError as error:
         reason = error.errors()[0]["msg"]
         raise OptionError(f"option {name!r}: got {value!r}; {reason[0].lower()}{reason[1:]}") from None

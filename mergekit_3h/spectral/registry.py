@@ -28,6 +28,7 @@ PACKAGE = "mergekit-3h"
 _NO_METHODS = (
     "__init__",
     "combining",
+    "elementwise",
     "gate",
     "literal",
     "low_rank",

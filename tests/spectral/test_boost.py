@@ -68,7 +68,9 @@ def test_rounding_of_the_checkpoints_is_not_raised(floor: str, rank: int) -> Non
 
 
 @pytest.mark.parametrize("method", ["boost", "svc"])
-@pytest.mark.parametrize("combine", ["iso_c", "boost", "svc", "ties"])
+@pytest.mark.parametrize("combine", ["iso_c", "boost", "svc", "della"])
 def test_merges_without_directions_of_their_own_are_refused(method: str, combine: str) -> None:
-    with pytest.raises(OptionError, match=rf"'combine': got '{combine}'; {method} takes task_arithmetic, cart, .*tsvm"):
+    with pytest.raises(
+        OptionError, match=rf"'combine': got '{combine}'; {method} takes task_arithmetic, ties, .*cart, .*tsvm"
+    ):
         parse_options(method, {"combine": combine})
