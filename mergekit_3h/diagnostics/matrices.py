@@ -37,6 +37,7 @@ from mergekit_3h.kernels.assembly import Plan, decompose, plan_layer
 from mergekit_3h.kernels.outliers import outlier_mass
 from mergekit_3h.kernels.ranks import RankRule
 from mergekit_3h.kernels.remainders import Remainder, remainder
+from mergekit_3h.kernels.rounding import SIGNIFICAND_BITS, significand_bits
 from mergekit_3h.kernels.settings import Settings
 from mergekit_3h.kernels.spectra import Spectrum
 from mergekit_3h.kernels.tasks import TaskMatrices
@@ -47,6 +48,8 @@ LEADING = 8
 part that stands out. A heuristic."""
 
 ENERGIES = (1, 8, 64)
+
+_TYPES = {bits: str(dtype).removeprefix("torch.") for dtype, bits in SIGNIFICAND_BITS.items()}
 
 
 def measure_tensor(
@@ -151,7 +154,9 @@ def _spectrum(
     tasks: TaskMatrices, i: int, plan: Plan, spectrum: Spectrum, rank: int, over_counted: float
 ) -> SpectrumMeasures:
     edge, values, toll = plan.rules[i].noise_edge, spectrum.values, plan.tolls[i]
-    left = remainder(tasks, i, spectrum.right[:, : int((values > edge).sum())]) if edge > 0 else Remainder()
+    above = int((values > edge).sum())
+    left = remainder(tasks, i, spectrum.right[:, :above]) if edge > 0 else Remainder()
+    bits = significand_bits(tasks.experts[i])
     return SpectrumMeasures(
         rank=rank,
         alpha=plan.alphas[i],
@@ -162,6 +167,8 @@ def _spectrum(
         rounding_distance=toll.distance,
         left_square=left.left_square,
         rounding_square=left.rounding_square,
+        above_count=above,
+        rounded_to="" if bits is None else _TYPES[bits],
         effective_rank=effective_rank(values),
         energy={k: energy_share(values, k) for k in ENERGIES if k <= tasks.columns},
         over_counting=over_counted,

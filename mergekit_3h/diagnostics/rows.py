@@ -33,6 +33,10 @@ class SpectrumMeasures(_Line):
     left_square: float = 0.0
     rounding_square: float = 0.0
     """The two sums of the kernel's statistic T: what lies under the edge, and what rounding alone would leave there."""
+    above_count: int = 0
+    """Singular values over the edge."""
+    rounded_to: str = ""
+    """The 16-bit type that the expert's numbers have, or had once; empty if none."""
     effective_rank: float
     energy: dict[int, float]
     """Share of the squared singular values in the largest 1, 8, 64."""

@@ -30,7 +30,7 @@ from mergekit_3h.spectral.tsvm import TSVM
 MEASURES = "measures.jsonl"
 FLOATING = {"F16", "BF16", "F32", "F64"}
 
-FORMAT = 1
+FORMAT = 2
 """Changes when lines of older files mean something else."""
 
 

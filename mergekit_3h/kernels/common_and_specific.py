@@ -33,7 +33,7 @@ class CommonSpecificReport:
     """Directions of each task's own, and last the common ones."""
     noise_edges: list[float]
     under_edge: float | None
-    """T of the sum; None where there is no edge, or it was not asked for."""
+    """T of the expert with the most of it; None where there is no edge, or it was not asked for."""
     decompositions: list[str]
     conditions: tuple[float, float]
     """Of all directions side by side, on the output and on the input side: noise is magnified by as much."""

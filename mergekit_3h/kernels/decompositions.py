@@ -29,12 +29,13 @@ def spectrum_of(tasks: TaskMatrices, i: int, rule: RankRule, settings: Settings)
     sine = SINE if settings.tolerance is None else settings.tolerance
     if settings.decomposition == "krylov":
         return krylov_spectrum(tasks, i, rule, sine)
-    return _cheapest_certified(tasks, i, rule, sine, is_rounding_enough=settings.tolerance is None)
+    return cheapest_certified(tasks, i, rule, sine, is_rounding_enough=settings.tolerance is None)
 
 
-def _cheapest_certified(
-    tasks: TaskMatrices, i: int, rule: RankRule, sine: float, *, is_rounding_enough: bool
+def cheapest_certified(
+    tasks: TaskMatrices, i: int, rule: RankRule, sine: float = SINE, *, is_rounding_enough: bool = True
 ) -> Spectrum:
+    """By whatever takes least and is known to be within ``sine``, or where rounding limits the rank within that."""
     by_noise = is_rounding_enough and rule.noise_edge > 0 and tasks.columns >= SMALLEST_NOISY_SIDE
     method = "exact"
     if rule.may_be_small and tasks.columns >= (SMALLEST_KRYLOV_SIDE_BESIDE_NOISE if by_noise else SMALLEST_KRYLOV_SIDE):

@@ -35,7 +35,7 @@ class IsotropicReport:
     noise_edges: list[float]
     """One a task; 0 where nothing was rounded, or the floor is off."""
     under_edge: float | None
-    """T of the sum; None where there is no edge, or it was not asked for."""
+    """T of the expert with the most of it; None where there is no edge, or it was not asked for."""
     decompositions: list[str]
     amplification: float
     """(s_1 / s_k)^(1 - p): by how much more than the largest direction the smallest kept one is magnified, and with it

@@ -76,7 +76,7 @@ def change_update(workshop: Workshop, expert: int, change: Callable[[str, Tensor
 def test_sound_models_raise_nothing(trio: Callable[..., Workshop], architecture: str, choices: dict[str, Any]) -> None:
     found = conclusions(inspected(trio(architecture, **choices)))
     assert [each for each in found if each.verdict != "fine"] == []
-    assert len({each.question for each in found}) == 9
+    assert len({each.question for each in found}) == 10
 
 
 def test_an_expert_of_another_base(trio: Callable[..., Workshop]) -> None:
@@ -215,6 +215,28 @@ def test_rounding_that_hides_the_update(trio: Callable[..., Workshop]) -> None:
     assert row.experts[0].unchanged == pytest.approx(unchanged[0]) and unchanged[0] > 0.5
 
 
+def test_merged_adapters_are_told_from_full_fine_tunings(trio: Callable[..., Workshop]) -> None:
+    workshop = trio(hidden_size=96, intermediate_size=160, num_attention_heads=4)
+
+    def of_rank_4(name: str, delta: Tensor, start: Tensor) -> Tensor:
+        if delta.ndim < 2 or "embed" in name or "lm_head" in name:
+            return torch.zeros_like(delta)
+        u, s, vh = torch.linalg.svd(delta, full_matrices=False)
+        return 3 * u[:, :4] @ torch.diag(s[:4]) @ vh[:4]
+
+    change_update(workshop, 0, of_rank_4)
+    found = conclusions(inspected(workshop))
+    told = [each for each in found if each.rule in ("merged-lora", "full-update")]
+    assert told[0].text.startswith("expert0 is a LoRA of rank 4 merged into bfloat16: under the rounding edge lies 1.0")
+    assert told[0].numbers["agree"] == told[0].numbers["matrices"] == 14
+    assert [each.rule for each in told[1:]] == ["full-update"] * 2
+
+
+def test_nothing_is_told_of_experts_that_were_not_rounded(trio: Callable[..., Workshop]) -> None:
+    found = conclusions(inspected(trio(dtype=torch.float32)))
+    assert [each.rule for each in found if "merged LoRAs" in each.question] == ["not-told"]
+
+
 def test_a_rank_that_does_not_adapt(trio: Callable[..., Workshop]) -> None:
     """Layers of different size, which an epsilon relative to each cannot see; the proposed one does what it says."""
     workshop = trio(num_hidden_layers=4, dtype=torch.float32)
@@ -259,4 +281,4 @@ def test_outlier_weights_that_turn_experts_down(trio: Callable[..., Workshop]) -
 def test_conclusions_of_nothing_measured(trio: Callable[..., Workshop], absolute: Path) -> None:
     """Every question has an answer for an inspection without a single matrix."""
     inspection = replace(inspected(trio()), rows=[])
-    assert len({each.question for each in conclusions(inspection)}) == 9
+    assert len({each.question for each in conclusions(inspection)}) == 10

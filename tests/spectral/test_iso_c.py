@@ -65,7 +65,8 @@ def test_auto_cuts_merged_lora_updates_and_leaves_full_fine_tunings(rank: int | 
     base = 0.02 * torch.randn(256, 320, generator=torch.Generator().manual_seed(0))
     experts = []
     for seed in range(3):
-        u, s, vh = torch.linalg.svd(update(base.shape, seed + 1), full_matrices=False)
+        u, _, vh = torch.linalg.svd(update(base.shape, seed + 1), full_matrices=False)
+        s = torch.arange(1, 257) ** -0.7
         delta = u[:, :rank] @ torch.diag(s[:rank]) @ vh[:rank]
         experts.append((base.bfloat16() + 3e-4 * delta / delta.square().mean().sqrt()).bfloat16())
     tasks = TaskMatrices(experts, base.bfloat16())
@@ -83,6 +84,28 @@ def test_auto_cuts_merged_lora_updates_and_leaves_full_fine_tunings(rank: int | 
     assert loaded.ranks == auto.ranks
     _, exact = merged(TaskMatrices([expert.float() + 1e-5 * base for expert in experts], base))
     assert exact.noise_edges == [0.0] * 3
+
+
+@pytest.mark.parametrize("method", ["iso_c", "iso_cts"])
+def test_directions_under_the_edge_of_the_sum_do_not_make_a_lora_a_full_fine_tuning(method: str) -> None:
+    """Of every expert 24 directions lie between its own edge, 1.1e-3, and that of the sum, 2.0e-3."""
+    base = (0.02 * torch.randn(256, 320, generator=torch.Generator().manual_seed(0))).bfloat16()
+    experts = []
+    for seed in (1, 2, 3):
+        generator = torch.Generator().manual_seed(seed)
+        left, right = (torch.linalg.qr(torch.randn(side, 32, generator=generator))[0] for side in base.shape)
+        experts.append((base.float() + left @ torch.diag(torch.tensor([0.1] * 8 + [1.3e-3] * 24)) @ right.T).bfloat16())
+    _, report = parse_options(method, {}).merge(TaskMatrices(experts, base), [1.0] * 3)
+    assert report.under_edge is not None and report.under_edge < 1.2
+    assert sum(report.ranks) < 100
+    # An expert that was not rounded has what lies under the edge of the others for its update.
+    mixed = [experts[0].float() + 1e-4 * base.float() * torch.rand(256, 320), *(each.float() for each in experts[1:])]
+    _, report = parse_options(method, {}).merge(TaskMatrices(mixed, base.float()), [1.0] * 3)
+    assert report.noise_edges[0] == 0.0 and report.under_edge == math.inf
+    # One that says nothing, of weight 0 or equal to the base, has no say.
+    silent = TaskMatrices([experts[0], base, mixed[0]], base)
+    _, report = parse_options(method, {}).merge(silent, [1.0, 1.0, 0.0])
+    assert report.under_edge is not None and report.under_edge < 1.2
 
 
 def test_magnified_noise_is_said(caplog: pytest.LogCaptureFixture) -> None:

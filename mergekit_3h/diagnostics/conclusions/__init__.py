@@ -20,6 +20,7 @@ from mergekit_3h.diagnostics.conclusions.origin import do_the_experts_come_from_
 from mergekit_3h.diagnostics.conclusions.outcome import what_did_the_merge_keep
 from mergekit_3h.diagnostics.conclusions.rank import does_the_rank_adapt
 from mergekit_3h.diagnostics.conclusions.rounding import does_rounding_hide_updates
+from mergekit_3h.diagnostics.conclusions.training import were_the_experts_adapters
 from mergekit_3h.diagnostics.conclusions.weighting import do_outlier_weights_turn_an_expert_down
 
 QUESTIONS: tuple[Callable[[Inspection], Sequence[Conclusion]], ...] = (
@@ -30,6 +31,7 @@ QUESTIONS: tuple[Callable[[Inspection], Sequence[Conclusion]], ...] = (
     does_an_expert_dominate,
     where_do_experts_interfere,
     does_rounding_hide_updates,
+    were_the_experts_adapters,
     does_the_rank_adapt,
     do_outlier_weights_turn_an_expert_down,
     do_the_gradients_agree,
