@@ -98,9 +98,9 @@ class Residuals(TaskMatrices):
         self.total = total
         self.common = common.right
         self._scaled = common.right / common.values
-        self._stored: Tensor | None = None
+        self._left: Tensor | None = None
         if not self.is_wide and self.rows <= STORED_ASPECT * self.columns:
-            self._stored = self._common_left()
+            self._left = self._common_left()
         self._shares = [] if self.is_wide else self._common_shares()
         self._lengths = self._update_lengths()
         self._smallest = float(common.values[-1]) if common.rank else math.inf
@@ -116,7 +116,7 @@ class Residuals(TaskMatrices):
         return left
 
     def _left_rows(self, rows: slice) -> Tensor:
-        return self.total.rows(rows) @ self._scaled if self._stored is None else self._stored[rows]
+        return self.total.rows(rows) @ self._scaled if self._left is None else self._left[rows]
 
     def _common_shares(self) -> list[Tensor]:
         """U_c^T delta_i of every task."""
