@@ -1,4 +1,4 @@
-"""Session-wide tiny model families and the environment that real host processes run in."""
+"""Session-wide tiny model families, the device that merges run on, and the environment of real host processes."""
 
 from __future__ import annotations
 
@@ -14,6 +14,35 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 from tiny_models import Family, write_family
+
+from mergekit_3h.testing import updates
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="Where merges and models compute.")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """GPUs are hidden from tests of the CPU, in this process and in those it starts: hosts take one if they see it."""
+    device = config.getoption("--device")
+    if device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    elif not torch.cuda.is_available():
+        build = f"torch {torch.__version__}" + ("" if torch.version.cuda else ", which is a build without CUDA,")
+        raise pytest.UsageError(f"--device cuda: {build} sees no GPU here; leave the option out")
+    updates.place = torch.device(device)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker in item.iter_markers("only_on"):
+        if marker.args[0] != updates.place.type:
+            pytest.skip(f"tests {marker.args[0]}: run with --device {marker.args[0]}")
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """Where merges and models compute."""
+    return updates.place
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,9 @@ from safetensors.torch import load_file
 from tiny_models import Family
 from torch import Tensor
 
-OFFLINE = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
+from mergekit_3h.testing import updates
+
+OFFLINE = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 def run(
@@ -47,7 +49,12 @@ def merge_config(family: Family, method: str, *, weights: list[float] | None = N
 def mergekit_yaml(
     config: dict[str, Any], out: Path, *flags: str, check: bool = True, process: bool = False
 ) -> subprocess.CompletedProcess[str]:
-    """The command ``mergekit-yaml`` on a config, in this process or in one of its own; the result is in ``out``."""
+    """The command ``mergekit-yaml`` on a config, in this process or in one of its own; the result is in ``out``.
+
+    It merges on the device that the tests are run on, as FusionBench does without being told.
+    """
+    if updates.place.type == "cuda" and not {"--cuda", "--device", "--multi-gpu"} & set(flags):
+        flags = (*flags, "--cuda")
     file = out.with_suffix(".yml")
     file.write_text(yaml.safe_dump(config, sort_keys=False))
     if process:

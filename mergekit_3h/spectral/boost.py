@@ -85,7 +85,8 @@ class Boost(CombiningMethod):
         rank = report.ranks[0]
         share = s[:rank].cumsum(0) / s[:rank].sum()
         least = s[:rank][share >= self.beta][0] if rank else s.new_zeros(())
-        return u @ torch.diag(torch.where(torch.arange(s.numel()) < rank, s.clamp(min=least), s)) @ vh
+        raised = torch.cat([s[:rank].clamp(min=least), s[rank:]])
+        return u @ torch.diag(raised) @ vh
 
 
 METHOD = Boost

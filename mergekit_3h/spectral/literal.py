@@ -60,12 +60,12 @@ def _elected(cores: Tensor, keep: float, ranks: Sequence[int]) -> Tensor:
     smallest = flat.sort(1, descending=True).values[:, max(1, int(keep * flat.shape[1])) - 1]
     trimmed = cores * (cores.abs() >= smallest[:, None, None] * (1 - TIE))
     agrees = (trimmed * trimmed.sum(0)) > 0
-    blocks = torch.block_diag(*[torch.ones(rank, rank, dtype=cores.dtype) for rank in ranks])
+    blocks = torch.block_diag(*[cores.new_ones(rank, rank) for rank in ranks])
     return trimmed * agrees / agrees.sum(0).clamp(min=1) * blocks
 
 
 def _pruned(cores: Tensor, deviations: float) -> Tensor:
-    is_off = ~torch.eye(cores.shape[1], dtype=torch.bool)
+    is_off = ~torch.eye(cores.shape[1], dtype=torch.bool, device=cores.device)
     off = cores[:, is_off]
     limits = deviations * off.square().mean(1).sqrt()
     return torch.where(is_off & (cores.abs() > limits[:, None, None]), 0.0, cores)

@@ -10,11 +10,14 @@ from mergekit_3h.kernels.core_space import LowRank
 SHAPES = [(24, 24), (40, 16), (16, 40)]
 """Square, tall and wide."""
 
+place = torch.device("cpu")
+"""Where all of them are. Tests of a GPU set it before they begin; the numbers are the same everywhere."""
+
 
 def update(shape: tuple[int, int], seed: int) -> Tensor:
     """A float32 update of full rank with a heavy-tailed spectrum, a part of it shared with the other seeds'."""
     u, s, vh = torch.linalg.svd(normal(shape, seed).double(), full_matrices=False)
-    s = s[0] * torch.arange(1, s.numel() + 1, dtype=torch.float64) ** -0.7
+    s = s[0] * torch.arange(1, s.numel() + 1, dtype=torch.float64, device=s.device) ** -0.7
     return (1e-3 * (u @ torch.diag(s) @ vh + 0.5 * normal(shape, 999))).float()
 
 
@@ -39,4 +42,4 @@ def checkpoints(shape: tuple[int, int], count: int, dtype: torch.dtype) -> tuple
 
 
 def normal(shape: tuple[int, int], seed: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(place)

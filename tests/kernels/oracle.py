@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mergekit_3h.kernels.settings import Settings
 from mergekit_3h.spectral.registry import parse_options
+from mergekit_3h.testing import updates
 
 
 def settings(method: str = "tsvm", **options: object) -> Settings:
@@ -41,7 +42,7 @@ def merge_literally(deltas: Sequence[Tensor], rank: int, weights: Sequence[float
     left = polar_factor(torch.cat([u for u, _, _ in svds], 1))
     right = polar_factor(torch.cat([vh for _, _, vh in svds], 0))
     width = svds[0][1].numel()
-    merged = torch.zeros(deltas[0].shape, dtype=torch.float64)
+    merged = deltas[0].new_zeros(deltas[0].shape, dtype=torch.float64)
     for i, (weight, (_, s, _)) in enumerate(zip(weights, svds, strict=True)):
         columns = left[:, i * width : i * width + rank]
         rows = right[i * width : i * width + rank]
@@ -86,4 +87,4 @@ def random_delta(
     if shared:
         common = torch.randn(shape, generator=torch.Generator().manual_seed(999), dtype=torch.float64)
         own = own + shared * common
-    return (scale * own).float()
+    return (scale * own).float().to(updates.place)

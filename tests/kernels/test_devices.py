@@ -20,10 +20,10 @@ def test_a_device_without_float64_is_left_for_the_cpu(caplog: pytest.LogCaptureF
     assert computing_device(torch.device("cpu")) == torch.device("cpu")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.only_on("cuda")
 @pytest.mark.parametrize("options", [{}, {"preset": "paper"}, {"rank_budget": "per_task"}, {"decomposition": "krylov"}])
 def test_cuda_gives_the_cpu_result_and_stays_on_the_device(options: dict[str, str]) -> None:
-    deltas = [random_delta((300, 200), "decaying", seed) for seed in range(3)]
+    deltas = [random_delta((300, 200), "decaying", seed).cpu() for seed in range(3)]
     expected, _ = merge(TaskMatrices(deltas), [1.0] * 3, settings("rtsvm", **options))
     merged, _ = merge(TaskMatrices([delta.cuda() for delta in deltas]), [1.0] * 3, settings("rtsvm", **options))
     assert merged.is_cuda
