@@ -1,7 +1,8 @@
 """Inverse square roots of Gram matrices, in float64: what turns a matrix X into its polar factor.
 
 Gram matrices come as upper triangles. They cost half of the digits: an eigenvalue is known to about 1e-15 of the
-largest, so the directions b with the smallest ones are measured again on X itself, where |X b| is known to 1e-15.
+largest, so the directions b with the smallest ones are measured again on X itself, where |X b| is known to 1e-15. What
+the b themselves have of the other directions leaves it resolved to about 2e-12.
 
 Directions in which X reaches no further than its own error are dropped (pseudo-inverse), so that linearly dependent
 tasks, identical experts for one, have a polar factor too.
@@ -25,6 +26,11 @@ leave errors of at most 1e-13 times the condition number of X."""
 CUT = 2.0
 """Directions that reach less far than this many times the error of X count as dependent. Of an error that is alike in
 all directions, r of them in m rows, the largest is at most 1 + sqrt(r / m) times the root mean square."""
+
+MIXED = 8 * float(torch.finfo(torch.float64).eps)
+"""A Gram matrix mixes its small directions with the others, by about this over an eigenvalue of theirs, relative to the
+largest: X reaches so far into what they have nothing of, times the root of that eigenvalue. Up to 2.5 eps was seen, of
+60 to 4000 rows, 8 to 40 directions that 2 to 5 experts share."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,7 @@ def _measured(factor: Factor, directions: Tensor, *, smallest: Tensor, largest: 
     reaches, turned = singular_pairs(triangle)
     vectors = directions @ turned
     errors = (vectors.square().T @ factor.errors.square()).sqrt()
-    kept = reaches > CUT * errors
+    kept = reaches > CUT * errors + MIXED * float(largest / smallest.sqrt())
     vectors, reaches = vectors[:, kept], reaches[kept]
     condition = float(largest.sqrt() / reaches.min()) if reaches.numel() else float((largest / smallest).sqrt())
     return vectors * reaches.rsqrt(), Extent(condition, int((~kept).sum()))

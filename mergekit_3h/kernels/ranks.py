@@ -20,6 +20,9 @@ SMALLEST_KRYLOV_SIDE = 768
 KRYLOV_SHARE = 8
 """A Krylov subspace stays under this part of the columns; beyond it a full decomposition costs no more."""
 
+HELD_EXACTLY = 1e-12
+"""Relative difference of two sums of squares that is rounding alone."""
+
 EPSILON_FLOAT32 = float(torch.finfo(torch.float32).eps)
 
 
@@ -68,10 +71,13 @@ def significant(values: Tensor, columns: int) -> int:
 
 
 def rank_for_energy(values: Tensor, total_square: float, energy: float) -> int:
-    """The fewest leading ``values`` whose squares hold the share ``energy`` of ``total_square``."""
+    """The fewest leading ``values`` whose squares hold the share ``energy`` of ``total_square``.
+
+    Where they hold it exactly, the last digits of float64 must not ask for one more.
+    """
     if energy >= 1.0:
         return values.numel()
-    reached = torch.cumsum(values.square(), 0) >= energy * total_square
+    reached = torch.cumsum(values.square(), 0) >= (1 - HELD_EXACTLY) * energy * total_square
     return int((~reached).sum()) + 1
 
 

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from mergekit_3h.benchmarks.memory import PeakMemory
 from mergekit_3h.errors import OptionError, TensorError
-from mergekit_3h.kernels.core_space import LowRank, is_smaller, lost_share, truncated
+from mergekit_3h.kernels.core_space import LowRank, is_smaller, lost_share, merged_in_core_space, truncated
+from mergekit_3h.kernels.ranks import rank_for_energy
+from mergekit_3h.kernels.tasks import TaskMatrices
 from mergekit_3h.spectral.literal import relative_error
 from mergekit_3h.spectral.low_rank import AsAdapter, LowRankUpdates, Route, bytes_to_merge_low_rank, merge_low_rank
 from mergekit_3h.spectral.registry import parse_options
@@ -143,3 +145,45 @@ def test_memory_is_no_more_than_what_is_said(route: Route, as_adapter: bool) -> 
         if shape[0] > 64:  # the first loads what every product needs
             said = bytes_to_merge_low_rank(shape, 4, [16] * 3, method, route, as_adapter=as_adapter)
             assert peak.extra <= said
+
+
+def in_float64(shape: tuple[int, int], rank: int, count: int, seed: int) -> list[LowRank]:
+    """Adapters that share the factor A, and with it all directions of the input side."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*of: int) -> Tensor:
+        return torch.randn(of, generator=generator, dtype=torch.float64)
+
+    right = random(rank, shape[1])
+    return [LowRank(random(shape[0], rank), right, 1e-3) for _ in range(count)]
+
+
+@pytest.mark.parametrize("energy", [0.3, 0.5, 0.7, 1.0])
+@pytest.mark.parametrize("count", [2, 3, 5])
+@pytest.mark.parametrize("shape", [(200, 100), (100, 200), (150, 150), (60, 60)])
+def test_a_shared_factor_in_float64_is_shared_on_both_routes(shape: tuple[int, int], count: int, energy: float) -> None:
+    """Of the experts' leading directions so many depend on others as there are more than A has rows. Multiplied out in
+    float64, up to 12 times what the errors of the vectors explain was left of them, and blown up to full size."""
+    method = parse_options("tsvm", {"energy": energy})
+    for seed in range(2):
+        updates, reports = in_float64(shape, 8, count, seed), list[Any]()
+
+        def merge(tasks: TaskMatrices, reports: list[Any] = reports, count: int = count) -> Tensor:
+            update, report = method.merge(tasks, [1.0] * count)
+            reports.append(report)
+            return update
+
+        core = merged_in_core_space(updates, merge).dense(torch.float64)
+        dense = merge(TaskMatrices([each.dense(torch.float64) for each in updates]))
+        assert relative_error(core, dense) < 1e-11
+        assert reports[0].ranks == reports[1].ranks
+        shared = max(0, sum(reports[0].ranks) - 8)
+        assert [report.dependent for report in reports] == [(0, shared)] * 2
+
+
+def test_a_share_of_energy_that_is_held_exactly_asks_for_no_more() -> None:
+    """Squares of 2, 1, 1, with errors of a last digit: half of them are in the first."""
+    for error in (-2e-16, 0.0, 2e-16):
+        values = torch.tensor([2.0 + error, 1.0, 1.0], dtype=torch.float64).sqrt()
+        assert rank_for_energy(values, 4.0 - error, 0.5) == 1
+        assert rank_for_energy(values, 4.0, 0.5 + 1e-9) == 2
