@@ -53,16 +53,25 @@ def certified_krylov(
 
     Where they likely cannot, it ends early: after two blocks if their number is too large, later if there is no gap.
     """
-    limit = max(2, tasks.columns // (KRYLOV_SHARE * BLOCK))
+    limit = _most_blocks(tasks.columns)
     likely_rank = tasks.columns
     for step, (found, likely_rank) in enumerate(_growing(tasks, i, rank_rule, limit), start=2):
         if found.residual <= tolerance:
             return found, found.rank
-        if likely_rank + MARGIN > limit * BLOCK:
+        if not fits_subspace(likely_rank, tasks.columns):
             break
         if step * BLOCK >= likely_rank + MARGIN and found.residual > HOPELESS:
             break
     return None, likely_rank
+
+
+def fits_subspace(rank: int, columns: int) -> bool:
+    """Whether so many triplets may be certified in a subspace that is small beside the matrix."""
+    return rank + MARGIN <= _most_blocks(columns) * BLOCK
+
+
+def _most_blocks(columns: int) -> int:
+    return max(2, columns // (KRYLOV_SHARE * BLOCK))
 
 
 def _growing(tasks: TaskMatrices, i: int, rank_rule: RankFunction, limit: int) -> Iterator[tuple[Spectrum, int]]:

@@ -97,6 +97,12 @@ class RankRule:
         # Where nothing stands out of the noise the floor cannot tell what to keep, and an expert must not vanish.
         return min([*limits, above_noise] if above_noise else limits)
 
+    def most(self, total_square: float) -> int:
+        """What is known of the rank before any decomposition: more values cannot reach beyond the noise than their
+        squares allow. Where none does the budget decides."""
+        beyond = math.floor(total_square / self.noise_edge**2) if self.noise_edge > 0 else self.columns
+        return min(self.budget, self.columns, max(1, beyond))
+
     @property
     def keeps_everything(self) -> bool:
         return self.budget >= self.columns and self.noise_edge == 0 and self.energy >= 1

@@ -43,9 +43,9 @@ def by_loops(aligned: Tensor, unaligned: Tensor, delta: Tensor) -> float:
 def models(shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> tuple[Tensor, dict[str, Tensor]]:
     """A base, two experts, and what it was aligned from: ``math`` goes the way of alignment, ``code`` none of it."""
     base, rows, columns = 0.02 * normal(shape, 77), *shape
-    aligned = torch.zeros(shape)
+    aligned = torch.zeros_like(base)
     aligned[: rows // 2] = update((rows // 2, columns), 5)
-    away = torch.zeros(shape)
+    away = torch.zeros_like(base)
     away[rows // 2 :] = update((rows - rows // 2, columns), 6)
     of = {
         "math": base + aligned + 0.1 * away,
