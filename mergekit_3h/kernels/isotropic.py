@@ -16,14 +16,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mergekit_3h.kernels.masks import MaskedSum, components_of
 from mergekit_3h.kernels.noise_floors import NoiseFloor, floor_of, task_edges
 from mergekit_3h.kernels.spectra import tiles
 from mergekit_3h.kernels.sums import SumSpectrum, UpdateSum, sum_spectrum
 from mergekit_3h.kernels.tasks import TaskMatrices
-from mergekit_3h.kernels.truncations import Truncations
 from mergekit_3h.kernels.workers import run_all
 
 Scale = Literal["norm", "mean"]
+Blocks = Sequence[Sequence[float]] | None
 
 
 @dataclass(frozen=True)
@@ -44,39 +45,84 @@ class IsotropicReport:
 
 @torch.no_grad()
 def merge_isotropic(
-    tasks: TaskMatrices, weights: Sequence[float], power: float, scale: Scale, noise_floor: NoiseFloor
+    tasks: TaskMatrices,
+    weights: Sequence[float],
+    power: float,
+    scale: Scale,
+    noise_floor: NoiseFloor,
+    blocks: Blocks = None,
 ) -> tuple[Tensor, IsotropicReport]:
-    """M and how it came about."""
+    """M and how it came about. ``blocks`` are factors on blocks of every task's singular components."""
     edges = task_edges(tasks, noise_floor)
+    total = _total(tasks, weights, blocks)
     if power == 1.0 and not any(edges):
-        plain = Truncations(tasks, [None] * len(tasks)).weighted_sum(weights)
-        return plain, IsotropicReport([tasks.columns], edges, None, ["none"], 1.0)
-    total = UpdateSum(tasks, weights)
-    floor = floor_of(tasks, weights, sum_spectrum(total), edges, noise_floor)
+        return plain_sum(total), IsotropicReport([tasks.columns], edges, None, ["none"], 1.0)
+    floor = floor_of(tasks, total.reach, sum_spectrum(total), edges, noise_floor)
     kept = floor.kept
     amplification = float((kept.values[0] / kept.values[-1]) ** (1 - power)) if kept.rank else 1.0
     report = IsotropicReport([kept.rank], edges, floor.under_edge, ["exact"], amplification)
     return with_values(total, kept, power_values(kept, power, scale)), report
 
 
+@dataclass(frozen=True)
+class Preconditioner:
+    """R as it is at some weights: V diag(c S^(p-1)) V^T, as ``gains`` ``right``^T."""
+
+    total: UpdateSum
+    right: Tensor
+    gains: Tensor
+
+    def components(self) -> list[tuple[Tensor, Tensor]]:
+        """Factors of delta_i R, in the checkpoint's orientation, with the blocks of the sum."""
+        lefts = self._products([(i, self.gains) for i in range(len(self.total.tasks))])
+        return [self._oriented(left, self.right.T) for left in lefts]
+
+    def block_components(self, blocks: int) -> list[list[tuple[Tensor, Tensor]]]:
+        """Factors of D_ib R for every block b of every task i."""
+        count = len(self.total.tasks)
+        found = components_of(self.total.tasks, range(count))
+        inner = [found[i].projected(b, blocks, self.gains) for i in range(count) for b in range(blocks)]
+        lefts = self._products([(at // blocks, each) for at, each in enumerate(inner)])
+        shares = [self._oriented(left, self.right.T) for left in lefts]
+        return [shares[i * blocks : (i + 1) * blocks] for i in range(count)]
+
+    def _products(self, wanted: Sequence[tuple[int, Tensor]]) -> list[Tensor]:
+        """delta_i with some matrix on its right."""
+        tasks = self.total.tasks
+        lefts = [inner.new_empty(tasks.rows, inner.shape[1]) for _, inner in wanted]
+
+        def fill(at: int, rows: slice) -> None:
+            i, inner = wanted[at]
+            lefts[at][rows] = self.total.part(i, rows) @ inner
+
+        run_all(tasks.device, [partial(fill, at, rows) for at in range(len(wanted)) for rows in tasks.row_spans()])
+        return lefts
+
+    def _oriented(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+        return (right.T, left.T) if self.total.tasks.is_wide else (left, right)
+
+
 @torch.no_grad()
-def held_components(
-    tasks: TaskMatrices, weights: Sequence[float], power: float, scale: Scale, noise_floor: NoiseFloor
-) -> list[tuple[Tensor, Tensor]]:
-    """Factors of delta_i R, in the checkpoint's orientation, with the R of these weights."""
+def preconditioner(
+    tasks: TaskMatrices,
+    weights: Sequence[float],
+    power: float,
+    scale: Scale,
+    noise_floor: NoiseFloor,
+    blocks: Blocks = None,
+) -> Preconditioner:
+    """R of these weights."""
     edges = task_edges(tasks, noise_floor)
+    total = _total(tasks, weights, blocks)
     if power == 1.0 and not any(edges):
-        right = gains = torch.eye(tasks.columns, dtype=torch.float64, device=tasks.device)
-    else:
-        kept = floor_of(tasks, weights, sum_spectrum(UpdateSum(tasks, weights)), edges, noise_floor).kept
-        right, gains = kept.right, kept.right * (power_values(kept, power, scale) / kept.values)
-    lefts = [gains.new_empty(tasks.rows, gains.shape[1]) for _ in tasks.experts]
+        same = torch.eye(tasks.columns, dtype=torch.float64, device=tasks.device)
+        return Preconditioner(total, same, same)
+    kept = floor_of(tasks, total.reach, sum_spectrum(total), edges, noise_floor).kept
+    return Preconditioner(total, kept.right, kept.right * (power_values(kept, power, scale) / kept.values))
 
-    def fill(i: int, rows: slice) -> None:
-        lefts[i][rows] = tasks.block(i, rows) @ gains
 
-    run_all(tasks.device, [partial(fill, i, rows) for i in range(len(tasks)) for rows in tasks.row_spans()])
-    return [(right, left.T) if tasks.is_wide else (left, right.T) for left in lefts]
+def _total(tasks: TaskMatrices, weights: Sequence[float], blocks: Blocks) -> UpdateSum:
+    return UpdateSum(tasks, weights) if blocks is None else MaskedSum(tasks, weights, blocks)
 
 
 def power_values(spectrum: SumSpectrum, power: float, scale: Scale) -> Tensor:
@@ -88,6 +134,19 @@ def power_values(spectrum: SumSpectrum, power: float, scale: Scale) -> Tensor:
     if scale == "mean":
         return powered * (values.sum() / powered.sum())
     return powered * (values.square().sum() / powered.square().sum()).sqrt()
+
+
+def plain_sum(total: UpdateSum) -> Tensor:
+    """D itself, in the checkpoint's orientation."""
+    tasks = total.tasks
+    result = torch.empty(tasks.experts[0].shape, dtype=tasks.result_dtype, device=tasks.device)
+    tall = result.T if tasks.is_wide else result
+
+    def fill(rows: slice) -> None:
+        tall[rows] = total.rows(rows).to(tasks.result_dtype)
+
+    run_all(tasks.device, [partial(fill, rows) for rows in tasks.row_spans()])
+    return result
 
 
 def with_values(total: UpdateSum, spectrum: SumSpectrum, values: Tensor) -> Tensor:

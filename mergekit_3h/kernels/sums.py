@@ -39,6 +39,8 @@ class UpdateSum:
     def __init__(self, tasks: TaskMatrices, weights: Sequence[float]) -> None:
         self.tasks = tasks
         self.weights = list(weights)
+        self.reach = self.weights
+        """By how much the roundings of each task are multiplied at most."""
 
     def rows(self, rows: slice) -> Tensor:
         """Rows of D in float64."""
@@ -46,8 +48,12 @@ class UpdateSum:
         total = torch.zeros(rows.stop - rows.start, tasks.columns, dtype=torch.float64, device=tasks.device)
         for i, weight in enumerate(self.weights):
             if weight != 0.0:
-                total.add_(tasks.block(i, rows), alpha=weight)
+                total.add_(self.part(i, rows), alpha=weight)
         return total
+
+    def part(self, i: int, rows: slice) -> Tensor:
+        """Rows of what task i adds, before its weight."""
+        return self.tasks.block(i, rows)
 
     def blocks(self) -> Iterator[Tensor]:
         """D from top to bottom."""
@@ -80,7 +86,7 @@ class UpdateSum:
         """Singular values up to here are explained by the last digits of the inputs and of the updates."""
         tasks = self.tasks
         each = [number_error(expert, tasks.number_dtype) for expert in tasks.experts]
-        entry = math.hypot(*(weight * error for weight, error in zip(self.weights, each, strict=True)))
+        entry = math.hypot(*(weight * error for weight, error in zip(self.reach, each, strict=True)))
         return RANDOM_REACH * entry * tasks.entry_share * math.sqrt(max(tasks.full_shape))
 
 

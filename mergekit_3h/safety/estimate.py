@@ -118,9 +118,9 @@ def _merges(problem: Problem) -> int:
     options = problem.options
     if problem.tuning is not None:
         return _merges_of_options(problem.tuning, options)
-    if options.combine == "task_arithmetic" and not options.component_blocks:
+    if options.combine == "task_arithmetic":
         return 0
-    if options.component_blocks or is_linear(options.combine):
+    if is_linear(options.combine):
         return 1
     # With a part held it is decomposed once, and what was found is merged once more.
     return 2 if is_held(options.combine, options.solver) else options.max_evaluations

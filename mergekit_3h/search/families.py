@@ -103,7 +103,7 @@ def block_families(
             merged = merge_tensor(name, base_tensor.to(device), there, own, method).to(base_tensor.device)
             made[name] = ConstantFamily(merged, len(experts) * blocks)
             continue
-        shares = tensor_blocks(name, base_tensor.to(device), there, method, blocks)
+        shares = tensor_blocks(name, base_tensor.to(device), there, method, blocks, factors)
         kept = [_kept(share.times(factors[i // blocks]), base_tensor) for i, share in enumerate(shares)]
         made[name] = LinearFamily(base_tensor, tuple(kept))
     return made

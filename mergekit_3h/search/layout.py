@@ -109,10 +109,11 @@ class Layout:
     def by_block(self, coefficients: Sequence[float]) -> list[tuple[Group, list[list[float]]]]:
         """The coefficients of the blocks of every expert, by group."""
         groups = self.by_group(coefficients)
-        return [(group, _divided(list(groups[group.name].values()), self.blocks)) for group in self.groups]
+        return [(group, divided(list(groups[group.name].values()), self.blocks)) for group in self.groups]
 
 
-def _divided(values: list[float], size: int) -> list[list[float]]:
+def divided(values: list[float], size: int) -> list[list[float]]:
+    """The coefficients of each expert's blocks, of which there are ``size``."""
     return [values[i : i + size] for i in range(0, len(values), size)]
 
 

@@ -77,7 +77,8 @@ class SearchOptions(LossOptions):
         0,
         ge=0,
         description="k: instead of a coefficient for each expert, one for each of k blocks of its singular components, "
-        "the largest first, with the weights that the config has; tsvm and rtsvm only. 0: no blocks.",
+        "the largest first, with the weights that the config has; tsvm, rtsvm, and by the gradient iso_c. 0: no "
+        "blocks.",
     )
     max_evaluations: int = Field(
         100,
@@ -219,10 +220,21 @@ def _require_consistent(options: SearchOptions) -> None:
 
 def _require_blocks(options: SearchOptions) -> None:
     can = [name for name, method in registry.methods().items() if method.has_blocks]
+    if options.combine == "task_arithmetic":
+        raise OptionError(
+            f"option 'component_blocks': got {options.component_blocks} with combine 'task_arithmetic', which has no "
+            "option to hold what is found; iso_c with power: 1 and noise_floor: off is the same sum of matrices, and "
+            "has one"
+        )
     if options.combine not in can:
         raise OptionError(
             f"option 'component_blocks': got {options.component_blocks} with combine {options.combine!r}; only "
             f"{', '.join(can)} merge singular components of every expert"
+        )
+    if not is_linear(options.combine) and options.solver != "gradient":
+        raise OptionError(
+            f"option 'solver': got {options.solver!r} with component_blocks of {options.combine}, which is linear in "
+            "their coefficients only while a part of it is held; take solver 'gradient'"
         )
     if options.over != WEIGHT or options.solver == "cocktail":
         raise OptionError(

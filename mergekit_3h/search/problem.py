@@ -34,12 +34,13 @@ from mergekit_3h.search.candidate_model import CandidateModel, merged_parameters
 from mergekit_3h.search.combinations import is_held, is_linear, linear_combinations
 from mergekit_3h.search.components import Combine
 from mergekit_3h.search.families import block_families, families, placed
-from mergekit_3h.search.layout import Layout, layout_of
+from mergekit_3h.search.layout import Layout, divided, layout_of
 from mergekit_3h.search.options import SearchOptions
 from mergekit_3h.search.runner import LocalRunner
 from mergekit_3h.search.tuned_families import Tuning, spectral_merge, tuned_families
 from mergekit_3h.search.tuning import WEIGHT, searched_names, searched_options, spectral_axes
 from mergekit_3h.spectral import registry
+from mergekit_3h.spectral.block_weights import block_weights_text
 from mergekit_3h.spectral.method import SpectralMethod
 from mergekit_3h.spectral.tensors import merge_tensor
 
@@ -135,15 +136,19 @@ class Problem:
         return LocalRunner(candidates, (self.base, *self.experts), objective, self.merged)
 
     def merged(self, name: str, coefficients: Sequence[float]) -> Tensor:
-        """One tensor as a spectral method merges it with these weights, nothing held."""
-        if self.method is None:
+        """One tensor as a spectral method merges it with these coefficients, nothing held."""
+        method, weights = self.method, self.layout.of_tensor(coefficients, name)
+        if method is None:
             raise OptionError(f"{self.options.combine} is no spectral method, so nothing of it is held")
-        weights = self.layout.of_tensor(coefficients, name)
+        if self.options.component_blocks:
+            factors = divided(weights, self.options.component_blocks)
+            method = method.model_copy(update={"block_weights": block_weights_text(factors)})
+            weights = list(self.weights or [1.0] * len(self.experts))
         labels = [expert.label for expert in self.experts]
         device = next(self.model.parameters()).device
         tensors = {expert.label: expert.tensor(name).to(device) for expert in self.experts}
-        factors = dict(zip(labels, weights, strict=True))
-        return merge_tensor(name, self.base.tensor(name).to(device), tensors, factors, self.method)
+        own = dict(zip(labels, weights, strict=True))
+        return merge_tensor(name, self.base.tensor(name).to(device), tensors, own, method)
 
 
 def _require_method(problem: Problem) -> None:

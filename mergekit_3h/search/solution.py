@@ -13,7 +13,7 @@ from mergekit_3h.search.runner import Measurement
 from mergekit_3h.search.scoring import Scoring, pareto_front
 from mergekit_3h.search.search import Point
 from mergekit_3h.search.tuning import FACTOR
-from mergekit_3h.spectral.tsvm import block_weights_text
+from mergekit_3h.spectral.block_weights import block_weights_text
 
 _MOST_NAMED = 5
 

@@ -10,9 +10,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from mergekit_3h.kernels.isotropic import IsotropicReport, held_components, merge_isotropic
+from mergekit_3h.kernels.blocks import spread
+from mergekit_3h.kernels.isotropic import IsotropicReport, merge_isotropic, preconditioner
 from mergekit_3h.kernels.memory import summing_bytes
 from mergekit_3h.kernels.tasks import TaskMatrices
+from mergekit_3h.spectral.block_weights import BlockWeights, block_weights_field, blocks_of
 from mergekit_3h.spectral.method import FlooredMethod
 
 AMPLIFICATION_WORTH_A_WORD = 1e3
@@ -28,6 +30,7 @@ class IsoC(FlooredMethod):
     paper = "https://arxiv.org/abs/2502.04959"
     is_linear = False
     has_held_components = True
+    has_blocks = True
     is_isotropic = True
 
     power: float = Field(
@@ -43,21 +46,39 @@ class IsoC(FlooredMethod):
         "mean: its singular values have the mean of the sum's (the paper's), so it is smaller.",
     )
 
+    block_weights: BlockWeights = block_weights_field("singular components")
+
     @property
     def is_equivariant(self) -> bool:
         return True
 
     def merge(self, tasks: TaskMatrices, weights: Sequence[float]) -> tuple[Tensor, IsotropicReport]:
-        return merge_isotropic(tasks, weights, self.power, self.scale, self.noise_floor)
+        return merge_isotropic(tasks, weights, self.power, self.scale, self.noise_floor, self._blocks(len(tasks)))
 
     def held_components(self, tasks: TaskMatrices, weights: Sequence[float]) -> list[tuple[Tensor, Tensor]]:
-        return held_components(tasks, weights, self.power, self.scale, self.noise_floor)
+        held = preconditioner(tasks, weights, self.power, self.scale, self.noise_floor, self._blocks(len(tasks)))
+        return held.components()
+
+    def block_components(
+        self, tasks: TaskMatrices, blocks: int, weights: Sequence[float]
+    ) -> list[list[tuple[Tensor, Tensor]]]:
+        return preconditioner(tasks, weights, self.power, self.scale, self.noise_floor).block_components(blocks)
+
+    def _blocks(self, experts: int) -> list[list[float]] | None:
+        return blocks_of(self.block_weights, experts)
+
+    def require_experts(self, experts: int) -> None:
+        self._blocks(experts)
 
     def working_bytes(self, rows: int, columns: int, experts: int, result_itemsize: int) -> int:
-        return summing_bytes(rows, columns, result_itemsize)
+        # Of each expert the vectors and the mask, in float64, and a decomposition with workspace.
+        masks = 8 * (2 * experts + 4) * min(rows, columns) ** 2 if self.block_weights.strip() else 0
+        return masks + summing_bytes(rows, columns, result_itemsize)
 
     def work(self, experts: int) -> tuple[float, float]:
-        return (0.0, 0.0) if self.power == 1.0 and self.noise_floor == "off" else (1.0, 2.0)
+        masks = experts if self.block_weights.strip() else 0
+        own = 0 if self.power == 1.0 and self.noise_floor == "off" else 1
+        return own + masks, 2 * own + 3 * masks
 
     def remarks(self, report: IsotropicReport) -> Iterator[tuple[int, str]]:
         yield from self.floor_remarks(report.under_edge, report.ranks[0])
@@ -69,7 +90,9 @@ class IsoC(FlooredMethod):
             )
 
     def literally(self, updates: Sequence[Tensor], weights: Sequence[float], report: IsotropicReport) -> Tensor:
-        total = torch.stack([weight * update for weight, update in zip(weights, updates, strict=True)]).sum(0)
+        blocks = self._blocks(len(updates)) or [[1.0]] * len(updates)
+        masked = [_literally_masked(update, own) for update, own in zip(updates, blocks, strict=True)]
+        total = torch.stack([weight * update for weight, update in zip(weights, masked, strict=True)]).sum(0)
         u, s, vh = torch.linalg.svd(total, full_matrices=False)
         rank = report.ranks[0]
         s = s[:rank]
@@ -77,6 +100,11 @@ class IsoC(FlooredMethod):
         if rank:
             powered = powered * (s.mean() / powered.mean() if self.scale == "mean" else s.norm() / powered.norm())
         return u[:, :rank] @ torch.diag(powered) @ vh[:rank]
+
+
+def _literally_masked(update: Tensor, factors: Sequence[float]) -> Tensor:
+    u, s, vh = torch.linalg.svd(update, full_matrices=False)
+    return u @ torch.diag(s * spread(factors, s.numel(), s)) @ vh
 
 
 METHOD = IsoC

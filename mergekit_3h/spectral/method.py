@@ -71,7 +71,8 @@ class SpectralMethod(BaseModel, ABC):
     """Whether the merged update is linear in the experts' weights, with the ``components`` as coefficients."""
     has_blocks: ClassVar[bool] = False
     """Whether an option ``block_weights`` has a factor for each block of every expert's singular components, in which
-    the merged update is linear, with the ``block_components`` as coefficients."""
+    the merged update is linear, with the ``block_components`` as coefficients; of a method that is not linear in the
+    weights, once what depends on them is held."""
     has_held_components: ClassVar[bool] = False
     """Of a method that is not linear: whether it is once a factor that depends on the weights is held at some of them,
     with the ``held_components`` as coefficients. The gradient solver then searches its weights too."""
@@ -141,8 +142,11 @@ class SpectralMethod(BaseModel, ABC):
         """Factors left @ right of every expert's share C_i of the merged update, if that is sum_i w_i C_i."""
         raise OptionError(f"{self.name} is not linear in the weights, so it has no components")
 
-    def block_components(self, tasks: TaskMatrices, blocks: int) -> list[list[tuple[Tensor, Tensor]]]:
-        """The ``components`` of every expert, each divided into so many blocks of singular components."""
+    def block_components(
+        self, tasks: TaskMatrices, blocks: int, weights: Sequence[float]
+    ) -> list[list[tuple[Tensor, Tensor]]]:
+        """The ``components`` of every expert, each divided into so many blocks of singular components; what is not
+        linear is held as it is at these ``weights``."""
         raise OptionError(f"{self.name} does not merge singular components of every expert, so they have no blocks")
 
     def held_components(self, tasks: TaskMatrices, weights: Sequence[float]) -> list[tuple[Tensor, Tensor]]:

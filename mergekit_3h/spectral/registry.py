@@ -27,6 +27,7 @@ GROUP = "mergekit_3h.spectral"
 PACKAGE = "mergekit-3h"
 _NO_METHODS = (
     "__init__",
+    "block_weights",
     "combining",
     "elementwise",
     "gate",

@@ -241,13 +241,19 @@ def tensor_components(
 
 @torch.no_grad()
 def tensor_blocks(
-    name: str, base: Tensor, experts: Mapping[str, Tensor], method: SpectralMethod, blocks: int
+    name: str,
+    base: Tensor,
+    experts: Mapping[str, Tensor],
+    method: SpectralMethod,
+    blocks: int,
+    weights: Sequence[float],
 ) -> list[ExpertShare]:
-    """The shares of all blocks of the first expert's singular components in a matrix, then of the second's."""
+    """The shares of all blocks of the first expert's singular components in a matrix, then of the second's; what is not
+    linear is held as it is at these weights."""
     require_mergeable(name, {"the base model": base, **experts})
     tensors, is_stack = list(experts.values()), base.ndim == 3
     matrices = zip(base, *tensors, strict=True) if is_stack else [(base, *tensors)]
-    layers = [method.block_components(TaskMatrices(each, each_base), blocks) for each_base, *each in matrices]
+    layers = [method.block_components(TaskMatrices(each, each_base), blocks, weights) for each_base, *each in matrices]
     return [
         ExpertShare([(method.lambda_ * layer[i][b][0], layer[i][b][1]) for layer in layers], is_stack=is_stack)
         for i in range(len(tensors))

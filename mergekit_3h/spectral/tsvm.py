@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterator, Sequence
-from itertools import chain
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn.functional import pad
 from typing_extensions import Self
@@ -20,6 +18,7 @@ from mergekit_3h.kernels.cores import Core
 from mergekit_3h.kernels.memory import working_bytes
 from mergekit_3h.kernels.settings import Settings
 from mergekit_3h.kernels.tasks import TaskMatrices
+from mergekit_3h.spectral.block_weights import BlockWeights, block_weights_field, blocks_of
 from mergekit_3h.spectral.literal import merge_literally, merge_literally_with
 from mergekit_3h.spectral.method import RankedMethod
 
@@ -86,20 +85,7 @@ class TSVM(RankedMethod):
         description="core: score keeps entries off the diagonal up to this many times their root mean square.",
     )
 
-    block_weights: str = Field(
-        "",
-        description="Factors on blocks of almost one size of every expert's kept singular components, the largest "
-        "first: for the experts in the config's order, as 1 0.5 / 0 1.2 for two blocks of two. Empty: none. A search "
-        "with component_blocks finds them.",
-    )
-
-    @field_validator("block_weights", mode="before")
-    @classmethod
-    def _are_numbers(cls, value: Any) -> Any:
-        text = str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
-        if isinstance(text, str) and text.strip():
-            parse_block_weights(text)
-        return text
+    block_weights: BlockWeights = block_weights_field("kept singular components")
 
     @model_validator(mode="after")
     def _cores_need_orthonormal_sides(self) -> Self:
@@ -155,7 +141,9 @@ class TSVM(RankedMethod):
             (left * spread(own, left.shape[1], left), right) for own, (left, right) in zip(blocks, shares, strict=True)
         ]
 
-    def block_components(self, tasks: TaskMatrices, blocks: int) -> list[list[tuple[Tensor, Tensor]]]:
+    def block_components(
+        self, tasks: TaskMatrices, blocks: int, weights: Sequence[float]
+    ) -> list[list[tuple[Tensor, Tensor]]]:
         settings = self.settings()
         if settings.core != "block_diagonal":
             raise OptionError(f"core: {settings.core} has no singular components of single experts to search in blocks")
@@ -166,15 +154,7 @@ class TSVM(RankedMethod):
 
     def _blocks(self, experts: int) -> list[list[float]] | None:
         """The factors of every expert's blocks, if there are any."""
-        if not self.block_weights.strip():
-            return None
-        found = parse_block_weights(self.block_weights)
-        if len(found) != experts:
-            raise OptionError(
-                f"option 'block_weights': got {self.block_weights!r}, which is for {len(found)} experts; there are "
-                f"{experts}"
-            )
-        return found
+        return blocks_of(self.block_weights, experts)
 
     def require_experts(self, experts: int) -> None:
         self._blocks(experts)
@@ -223,25 +203,6 @@ class TSVM(RankedMethod):
         return merge_literally(
             updates, report.ranks, scales, orthogonalize_first=is_literal, softness=settings.softness
         )
-
-
-def parse_block_weights(text: str) -> list[list[float]]:
-    """The factors of every expert's blocks, as the option ``block_weights`` has them."""
-    try:
-        found = [[float(number) for number in part.split()] for part in text.split("/")]
-    except ValueError:
-        found = [[]]
-    if not all(found) or len({len(own) for own in found}) > 1 or not all(map(math.isfinite, chain(*found))):
-        raise OptionError(
-            f"option 'block_weights': got {text!r}; expected numbers for every expert, as many for each, experts "
-            "divided by /, as 1 0.5 / 0 1.2"
-        )
-    return found
-
-
-def block_weights_text(factors: Sequence[Sequence[float]]) -> str:
-    """The same written, to the last bit."""
-    return " / ".join(" ".join(repr(float(factor)) for factor in own) for own in factors)
 
 
 METHOD = TSVM

@@ -18,13 +18,21 @@ from .test_search_command import search, without_seconds
 from .test_tuned_options import losses_of, plain
 
 
-@pytest.mark.parametrize("granularity", [0, 1])
-def test_both_hosts_merge_what_was_found(trained: Trained, absolute: Path, granularity: int) -> None:
-    options = {"combine": "tsvm", "component_blocks": 3, "max_evaluations": 6, "layer_granularity": granularity}
-    config = trained.config(**options, weight=0.8, report=str(absolute / "report"))
+@pytest.mark.parametrize(
+    ("granularity", "method"),
+    [(0, {"combine": "tsvm"}), (1, {"combine": "tsvm"}), (1, {"combine": "iso_c", "power": 0.5})],
+)
+def test_both_hosts_merge_what_was_found(
+    trained: Trained, absolute: Path, granularity: int, method: dict[str, Any]
+) -> None:
+    searched = {"component_blocks": 3, "max_evaluations": 6, "layer_granularity": granularity}
+    config = trained.config(**searched, **method, weight=0.8, report=str(absolute / "report"))
     mergekit_yaml(config, absolute / "searched")
     static = yaml.safe_load((absolute / "report" / "static.yml").read_text())
-    assert set(static["parameters"]) == {"weight", "block_weights"} and static["parameters"]["weight"] == 0.8
+    assert (
+        set(static["parameters"]) == {"weight", "block_weights", *(method.keys() - {"combine"})}
+        and static["parameters"]["weight"] == 0.8
+    )
     mergekit_yaml(static, absolute / "static")
     assert same_bits(absolute / "searched", absolute / "static")
     report = json.loads((absolute / "report" / "safety_merge.json").read_text())
@@ -41,9 +49,10 @@ def test_both_hosts_merge_what_was_found(trained: Trained, absolute: Path, granu
     pooled = SafetyMerge(
         data=str(trained.data),
         report=str(absolute / "pooled"),
-        parameters={"weight": 0.8},
+        parameters={"weight": 0.8, **{name: value for name, value in method.items() if name != "combine"}},
+        combine=method["combine"],
         model_save_path=str(absolute / "by-fusion-bench"),
-        **options,
+        **searched,
     )
     pooled.run(pool_of(trained))
     assert without_seconds(absolute / "pooled" / "safety_merge.json") == without_seconds(
@@ -72,7 +81,9 @@ def test_from_python(trained: Trained) -> None:
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
-    ({"combine": "iso_c"}, "only rtsvm, tsvm merge singular components of every expert"),
+    ({"combine": "swudi"}, "only iso_c, rtsvm, tsvm merge singular components of every expert"),
+    ({"combine": "task_arithmetic"}, "iso_c with power: 1 and noise_floor: off is the same sum of matrices, and has"),
+    ({"combine": "iso_c", "solver": "cmaes"}, "only while a part of it is held; take solver 'gradient'"),
     ({"combine": "tsvm", "over": "lambda", "solver": "climb"}, "the blocks' coefficients are what is searched"),
     ({"combine": "tsvm", "solver": "cocktail"}, "by gradient, cmaes, climb or grid"),
     ({"combine": "tsvm", "block_weights": "1 1 / 1 1"}, "these are what component_blocks searches"),
