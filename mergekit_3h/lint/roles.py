@@ -20,10 +20,11 @@ def role_findings(config: Any) -> Iterator[Finding]:
     if config.merge_method not in registry.names():
         return
     places = parameter_places(config)
-    bad = [finding for place in places if ROLE in place.parameters for finding in _misplaced(place)]
+    given = [place for place in places if ROLE in place.parameters]
+    bad = [finding for place in given for finding in _misplaced(place)]
     yield from bad
-    if bad:
-        return
+    if bad or any(place.parameters[ROLE] not in get_args(Role) for place in given):
+        return  # what is no role at all is found as a bad value
     groups = parameter_groups(config)
     found: list[Roles] = []
     for group in groups:
@@ -40,7 +41,7 @@ def _misplaced(place: Place) -> Iterator[Finding]:
     if place.kind != "input":
         message = "'role' says what one model is for, here it would be that of all models"
         yield Finding("error", "bad-value", message, where=where, advice="move it to the parameters of a model")
-    elif setting not in get_args(Role):
+    elif not isinstance(setting, str):
         message = f"'role' is the same for all tensors of a model, got {setting!r}"
         advice = f"expected one of {', '.join(get_args(Role))}"
         yield Finding("error", "bad-value", message, where=where, advice=advice, model=place.model)

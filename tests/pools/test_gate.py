@@ -120,7 +120,7 @@ def test_check_and_inspect_understand_roles(four: Family, absolute: Path) -> Non
         ({"safe": "safety"}, {}, "is safety, but no model is unaligned"),
         ({"safe": "unaligned", "plain": "unaligned"}, {}, "are both unaligned; expected one model"),
         (dict.fromkeys(NAMES[:2], "unaligned"), {}, "are both unaligned"),
-        ({"plain": "unalined"}, {}, "'role' is the same for all tensors of a model, got 'unalined'; expected one of"),
+        ({"plain": "unalined"}, {}, "option 'role': got 'unalined'; input should be 'expert', 'unaligned' or 'safety'"),
         ({}, {}, "'gate_threshold' is of the layer gate, and no model has role: unaligned"),
         (ROLES, {"gate_threshold": 1.5}, "option 'gate_threshold': got 1.5; input should be less than or equal to 1"),
         (ROLES, {"role": "expert"}, "'role' says what one model is for"),
