@@ -20,6 +20,7 @@ from mergekit_3h.losses.tokenizers import shared_tokenizer
 from mergekit_3h.safety.port import Fixed, FixedMerge, SafetyHost
 from mergekit_3h.safety.progress import search_progress
 from mergekit_3h.safety.report import TRACE, write_report
+from mergekit_3h.safety.traces import kept_trace
 from mergekit_3h.search.axes import Axis
 from mergekit_3h.search.candidate_model import merged_parameters
 from mergekit_3h.search.combinations import is_held, is_linear
@@ -45,6 +46,7 @@ class SearchedMerge(Generic[Fixed]):
         self.problem = checked_problem(host)
         self._lock = threading.Lock()
         self._found: tuple[Solution, Fixed] | None = None
+        self._kept_trace = kept_trace()
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -107,7 +109,7 @@ class SearchedMerge(Generic[Fixed]):
 
     def _searched_and_reported(self) -> tuple[Solution, Fixed]:
         folder = self.host.report_folder()
-        solution = self.solve(folder / TRACE if folder else None, resume=True)
+        solution = self.solve(folder / TRACE if folder else self._kept_trace, resume=True)
         weights, options = solution.mergekit_weights(), solution.option_values()
         if folder:
             write_report(folder, solution, self.facts, self.host.static(weights, options))

@@ -36,10 +36,13 @@ def begun(config: Path, out: Path, *flags: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
 
-def ended_by(number: signal.Signals, process: subprocess.Popen[str], out: Path, pieces: int) -> tuple[int, str]:
-    """Send the signal as soon as so many pieces are finished; what the process said."""
+def ended_by(
+    number: signal.Signals, process: subprocess.Popen[str], out: Path, moment: int | Callable[[], bool]
+) -> tuple[int, str]:
+    """Send the signal as soon as so many pieces are finished, or at another moment; what the process said."""
+    has_come = moment if callable(moment) else lambda: finished(out) >= moment
     deadline = time.monotonic() + WAIT
-    while finished(out) < pieces and process.poll() is None and time.monotonic() < deadline:
+    while not has_come() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.0005)
     process.send_signal(number)
     said, _ = process.communicate(timeout=WAIT)

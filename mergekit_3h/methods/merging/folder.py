@@ -38,6 +38,8 @@ class UnfinishedMerge:
         self.pieces_folder = self._folder / "pieces"
         self.model_folder = self._folder / "model" / out.name
         """Where mergekit writes everything but the weights. Its last part is the name on the model card."""
+        self.trace = self._folder / "search.jsonl"
+        """Of the search that a merge may begin with."""
         try:
             self.pieces_folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -48,6 +50,7 @@ class UnfinishedMerge:
         """The piece that each finished tensor is in."""
         shutil.rmtree(self.model_folder, ignore_errors=True)
         if start_over:
+            self._forget_search()
             self.sweep()
             for path in [path for pattern in _WEIGHTS for path in out.glob(pattern)]:
                 path.unlink()  # of a merge that was ended while it moved them there: OUT was empty before it
@@ -123,22 +126,27 @@ class UnfinishedMerge:
             write_text_whole(self._folder / name, text)
             _move(self._folder / name, self.out / name)
         self.pieces = {}
+        self._forget_search()
         self.close()
 
     def forget(self) -> None:
         """Begin anew."""
         self._journal.restart()
         self.pieces = {}
+        self._forget_search()
         self.sweep()
 
+    def _forget_search(self) -> None:
+        self.trace.unlink(missing_ok=True)
+
     def close(self) -> None:
-        """Let go of the folder; one without anything finished is removed, and OUT as well if it was made for it."""
+        """Let go of the folder; one in which nothing is worth keeping is removed, and OUT too if it was made for it."""
         if not self._is_open:
             return
         self._is_open = False
         if sys.platform == "win32":  # where an open file cannot be removed
             self._journal.close()
-        if not self.pieces:
+        if not self.pieces and not self.trace.exists():
             shutil.rmtree(self._folder)
             if not any(self.out.iterdir()):
                 self.out.rmdir()

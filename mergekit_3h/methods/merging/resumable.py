@@ -31,6 +31,7 @@ from mergekit_3h.methods.merging.pieces import FullDiskError, is_full
 from mergekit_3h.methods.merging.progress import ExpectedTensor, MergeProgress
 from mergekit_3h.methods.merging.run import RunningMerge, assembled
 from mergekit_3h.methods.merging.tasks import MergeTasks
+from mergekit_3h.safety.traces import trace_kept_in
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +104,7 @@ class _Execution:
     def run(self, source: str) -> None:
         from mergekit.merge import run_merge
 
-        with _executed_by(self._execute):
+        with _executed_by(self._execute), trace_kept_in(self._folder.trace):
             out = str(self._folder.model_folder)
             run_merge(parsed_config(self._config), out, options=self._merge.options, config_source=source)
         if shutil.disk_usage(self._folder.out).free < _LEAST_LEFT:  # mergekit goes on without a tokenizer then
