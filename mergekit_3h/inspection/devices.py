@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -51,17 +50,14 @@ def devices() -> list[Device]:
 def _accelerators() -> Iterator[Device]:
     import torch
 
+    from mergekit_3h.kernels.devices import float64_rate
+
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         facts = torch.cuda.get_device_properties(index)
-        yield Device(facts.name, f"cuda:{index}", facts.total_memory, _float64_rate(facts.name))
+        name = f"cuda:{index}"
+        yield Device(facts.name, name, facts.total_memory, float64_rate(torch.device(name)))
     if torch.backends.mps.is_available():
         yield Device("Apple GPU", "mps", None, "none at all, use the cpu")
     if hasattr(torch, "xpu") and torch.xpu.is_available():
         for index in range(torch.xpu.device_count()):
             yield Device(torch.xpu.get_device_name(index), f"xpu:{index}", None, "depends on the model")
-
-
-def _float64_rate(name: str) -> str:
-    """Data-centre GPUs compute float64 at half the float32 rate or better, the others at 1/32 to 1/64."""
-    full = re.search(r"\b(P100|V100|A100|A800|H100|H200|H800|GH200|B100|B200|GB200|MI\d+)", name)
-    return "fast" if full else "slow (1/32 to 1/64 of float32): exact decompositions may be faster on the cpu"

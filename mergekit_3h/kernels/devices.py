@@ -9,8 +9,32 @@ import torch
 
 log = logging.getLogger(__name__)
 
-FULL_RATE_CAPABILITIES = {(6, 0), (7, 0), (8, 0), (9, 0), (10, 0)}
-"""P100, V100, A100, H100 and H200, B200: float64 at half the float32 rate. All others have a 32nd or a 64th."""
+FLOAT64_FRACTION = {
+    (5, 0): 32, (5, 2): 32, (5, 3): 32, (6, 0): 2, (6, 1): 32, (6, 2): 32, (7, 0): 2, (7, 5): 32,
+    (8, 0): 2, (8, 6): 64, (8, 9): 64, (9, 0): 2, (10, 0): 2, (10, 3): 64, (12, 0): 64,
+}  # fmt: skip
+"""By CUDA compute capability, what a GPU's float32 rate is divided by in float64: from the table of throughput
+in NVIDIA's CUDA programming guide. 6.0, 7.0, 8.0, 9.0 and 10.0 are P100, V100, A100, H100 or H200, and B200; 10.3 is
+B300, the others are consumer and workstation cards."""
+
+FULL_RATE = 2
+
+
+def float64_fraction(capability: tuple[int, int]) -> int | None:
+    """What a card's float32 rate is divided by in float64; None for one that is not in the table."""
+    return FLOAT64_FRACTION.get(capability)
+
+
+def float64_rate(device: torch.device) -> str:
+    """A GPU's rate in float64, in words."""
+    if torch.version.hip is not None:
+        return "depends on the model"
+    fraction = float64_fraction(torch.cuda.get_device_capability(device))
+    if fraction is None:
+        return "not known; `mergekit-3h bench --device` measures it"
+    if fraction == FULL_RATE:
+        return "fast (1/2 of float32)"
+    return f"slow (1/{fraction} of float32): spectral merges may be faster on the cpu"
 
 
 @lru_cache(maxsize=8)
@@ -23,7 +47,15 @@ def computing_device(device: torch.device) -> torch.device:
     if device.type in ("mps", "xla"):
         log.warning("%s has no float64, which the merge needs for its accuracy: merging on the CPU", device)
         return torch.device("cpu")
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) not in FULL_RATE_CAPABILITIES:
-        name = torch.cuda.get_device_name(device)
-        log.warning("%s computes float64 at a 32nd of its float32 rate or less: the merge is exact but slower", name)
+    if device.type == "cuda":
+        _tell_of_slow_float64(device)
     return device
+
+
+def _tell_of_slow_float64(device: torch.device) -> None:
+    fraction = (
+        FULL_RATE if torch.version.hip is not None else float64_fraction(torch.cuda.get_device_capability(device))
+    )
+    if fraction is not None and fraction > FULL_RATE:
+        name = torch.cuda.get_device_name(device)
+        log.warning("%s computes float64 at 1/%d of its float32 rate: the merge is exact but slower", name, fraction)

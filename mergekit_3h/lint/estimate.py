@@ -7,8 +7,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+
 from mergekit_3h.checkpoints.headers import DTYPE_BYTES
 from mergekit_3h.inspection.throughput import Throughput, measure_throughput
+from mergekit_3h.kernels.devices import float64_rate
 from mergekit_3h.lint.at_once import AtOnce, Need, allowed_at_once, largest_at_once, workers_on
 from mergekit_3h.lint.models import NamedModel
 from mergekit_3h.lint.parameters import plain_options
@@ -92,8 +95,17 @@ def estimate_merge(config: Any, plan: list[PlannedTensor], models: list[NamedMod
         seconds=compute + read / speed.read + output / speed.write,
         compute_seconds=compute,
         device=device,
-        basis=f"scaled from short runs of {what} on {device}, and of reading and writing, on this machine",
+        basis=f"scaled from short runs of {what} on {device}, and of reading and writing, on this machine"
+        + _slow_float64(method, device),
     )
+
+
+def _slow_float64(method: str, device: str) -> str:
+    """What is to be said of a card that was not made for what a spectral method computes in."""
+    if method not in registry.names() or torch.device(device).type != "cuda":
+        return ""
+    rate = float64_rate(torch.device(device))
+    return f". Its float64 is {rate}" if rate.startswith("slow") else ""
 
 
 def process_bytes(config: Any, plan: list[PlannedTensor], piece: int) -> tuple[int, int]:
