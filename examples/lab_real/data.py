@@ -149,9 +149,22 @@ def _share_of(others: Sequence[Record], share: float, records: Sequence[Record])
     return [others[i % len(others)] for i in range(wanted)] if others else []
 
 
-def short_answers(records: Sequence[Record], tokenizer: Any, most: int | None = None) -> list[Answer]:
-    """The records that are no longer than ``LONGEST`` as token ids; ``most`` of them, drawn always alike."""
-    answers = [a for a in tokenized(in_memory(records), tokenizer, LossOptions(), None) if len(a.ids) <= LONGEST]
-    if most is None or most >= len(answers):
-        return answers
-    return random.Random(0).sample(answers, most)
+def short_records(records: Sequence[Record], tokenizer: Any, most: int | None = None) -> list[Record]:
+    """The records of no more than ``LONGEST`` tokens; ``most`` of them, drawn always alike."""
+    short = [record for record, answer in zip(records, _tokenized(records, tokenizer), strict=True) if _fits(answer)]
+    if most is None or most >= len(short):
+        return short
+    return random.Random(0).sample(short, most)
+
+
+def short_answers(records: Sequence[Record], tokenizer: Any) -> list[Answer]:
+    """The same records, all of them, as token ids."""
+    return [answer for answer in _tokenized(records, tokenizer) if _fits(answer)]
+
+
+def _fits(answer: Answer) -> bool:
+    return len(answer.ids) <= LONGEST
+
+
+def _tokenized(records: Sequence[Record], tokenizer: Any) -> list[Answer]:
+    return tokenized(in_memory(records), tokenizer, LossOptions(), None)

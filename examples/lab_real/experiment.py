@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 from measures import Exam, Losses, gain_kept
-from merging import Row, State, become, surviving, tuned, weights_of
+from merging import Row, State, become, sizes, surviving, tuned, weights_of
 from torch import nn
+from weights import Weighing, weigh
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,15 @@ class Experiment:
     """
 
     def __init__(
-        self, case: Case, base: Path, experts: Mapping[str, Path], exams: Mapping[str, Exam], model: nn.Module
+        self,
+        case: Case,
+        base: Path,
+        experts: Mapping[str, Path],
+        exams: Mapping[str, Exam],
+        model: nn.Module,
+        tokenizer: Any,
     ) -> None:
-        self.case = case
+        self.case, self._tokenizer = case, tokenizer
         self._exams, self._model = exams, model
         self._base_folder, self._expert_folders = base, experts
 
@@ -89,26 +96,28 @@ class Experiment:
         own = {name: self._references[name][part] for name in self._experts}
         return gain_kept(losses, self._references["base"][part], own)
 
-    def run(self, rows: list[Row], trials: int, results: Results, say: Callable[[str], None]) -> None:
+    def run(self, rows: Sequence[Row | Weighing], trials: int, results: Results, say: Callable[[str], None]) -> None:
         """What is missing among base, experts and rows."""
         for label, name in {"base": "base", **{f"expert: {name}": name for name in self._expert_folders}}.items():
             if not results.has(self.case, label):
-                results.add(self._line(label, self._references[name]["test"]))
+                about = {"sizes": sizes(self._base, self._experts[name])} if name != "base" else {}
+                results.add(self._line(label, self._references[name]["test"]) | about)
         for row in rows:
             if not results.has(self.case, row.label):
-                line = self.merged(row, trials)
+                line = self.merged(row, trials) if isinstance(row, Row) else self.weighed(row)
                 results.add(line)
-                say(f"{self.case}: {row.label} keeps {mean(line['kept'].values()):.3f} at scale {line['scale']:.2f}")
+                how = f"at scale {line['scale']:.2f}" if "scale" in line else f"with weights {line['weights']}"
+                say(f"{self.case}: {row.label} keeps {mean(line['kept'].values()):.3f} {how}")
 
     @torch.no_grad()
     def merged(self, row: Row, trials: int) -> dict[str, Any]:
         """A line for one way to merge."""
         started = time.perf_counter()
-        update = row.update(self._base, self._experts)
+        merged = row.update(self._base, self._experts)
         seconds = time.perf_counter() - started
 
         def losses(scale: float, part: str) -> Losses:
-            become(self._model, self._base, update, scale)
+            become(self._model, self._base, merged.update, scale)
             return self._exams[part].take(self._model)
 
         tried = tuned(lambda scale: mean(self._kept(losses(scale, "validation"), "validation").values()), trials)
@@ -119,9 +128,18 @@ class Experiment:
             "options": row.options,
             "scale": best,
             "tried": [[scale, round(kept, 4)] for scale, kept in tried.items()],
-            "surviving": surviving(self._base, self._experts, update),
+            "surviving": surviving(self._base, self._experts, merged.update),
+            "rank": merged.rank,
             "merge_seconds": round(seconds, 1),
         }
+
+    def weighed(self, weighing: Weighing) -> dict[str, Any]:
+        """A line for one weight an expert instead of one for all."""
+        base, own = self._references["base"]["validation"], self._experts
+        gains = {name: mean(base[name]) - mean(self._references[name]["validation"][name]) for name in own}
+        questions = {name: self._exams["validation"].records[name] for name in own}
+        found = weigh(weighing, self._model, self._tokenizer, self._base, own, questions, gains)
+        return {**self._line(weighing.label, self._exams["test"].take(self._model)), **vars(found)}
 
     def _line(self, label: str, losses: Losses) -> dict[str, Any]:
         return {"row": label, **vars(self.case), "kept": self._kept(losses, "test"), "losses": losses}

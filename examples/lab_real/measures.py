@@ -8,7 +8,7 @@ from statistics import mean
 from typing import Any
 
 import torch
-from data import BESIDES, DIMENSIONS, Parts, short_answers
+from data import BESIDES, DIMENSIONS, Parts, short_answers, short_records
 from torch import nn
 
 from mergekit_3h.losses.answers import Answer, batched
@@ -25,7 +25,8 @@ class Exam:
 
     def __init__(self, records: Mapping[str, Parts], part: str, tokenizer: Any, most: int, besides: bool) -> None:
         names = (*DIMENSIONS, *BESIDES) if besides else DIMENSIONS
-        self._answers = {name: short_answers(records[name][part], tokenizer, most) for name in names}
+        self.records = {name: short_records(records[name][part], tokenizer, most) for name in names}
+        self._answers = {name: short_answers(members, tokenizer) for name, members in self.records.items()}
 
     def take(self, model: nn.Module) -> Losses:
         return {name: _losses(model, answers) for name, answers in self._answers.items()}

@@ -6,19 +6,28 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import isclose
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mergekit_3h.spectral.registry import names, option_names, parse_options
-from mergekit_3h.spectral.tensors import merge_tensor
+from mergekit_3h.spectral.registry import parse_options
+from mergekit_3h.spectral.tensors import MergedTensor, merge_tensor
 
 State = dict[str, Tensor]
 """A model's weights by name, in float32 whatever the checkpoint is in."""
 
 SUM = "task_arithmetic"
 FIRST_SCALES = (0.5, 1.0, 2.0)
+
+
+@dataclass(frozen=True)
+class Merged:
+    """M, and the number of directions kept over the smaller side, a mean of the matrices, where a method has ranks."""
+
+    update: State
+    rank: float | None = None
 
 
 @dataclass(frozen=True)
@@ -29,28 +38,19 @@ class Row:
     method: str
     options: dict[str, Any] = field(default_factory=dict)
 
-    def update(self, base: State, experts: Mapping[str, State]) -> State:
+    def update(self, base: State, experts: Mapping[str, State]) -> Merged:
         """M for every tensor."""
         if self.method == SUM:
-            return {name: sum(expert[name] - own for expert in experts.values()) for name, own in base.items()}
+            every = experts.values()
+            return Merged({name: torch.stack([e[name] - own for e in every]).sum(0) for name, own in base.items()})
         method, weights = parse_options(self.method, self.options), dict.fromkeys(experts, 1.0)
-        found: State = {}
+        seen: list[MergedTensor] = []
+        update: State = {}
         for name, own in base.items():
             tensors = {label: expert[name] for label, expert in experts.items()}
-            found[name] = merge_tensor(name, own, tensors, weights, method) - own
-        return found
-
-
-def rows() -> list[Row]:
-    """The sum, and every spectral method that is installed, also without its noise floor and its outlier weights."""
-    found = [Row(SUM, SUM)]
-    for name in names():
-        found.append(Row(name, name))
-        if "noise_floor" in option_names(name):
-            found.append(Row(f"{name}, no floor", name, {"noise_floor": "off"}))
-        if "outlier_weighting" in option_names(name):
-            found.append(Row(f"{name}, no outlier weights", name, {"outlier_weighting": "none"}))
-    return found
+            update[name] = merge_tensor(name, own, tensors, weights, method, watch=seen.append) - own
+        ranks = [sum(one.report.ranks) / min(one.base.shape) for one in seen if one.report is not None]
+        return Merged(update, mean(ranks) if ranks else None)
 
 
 def weights_of(folder: Path, like: nn.Module) -> State:
@@ -79,6 +79,16 @@ def surviving(base: State, experts: Mapping[str, State], update: State) -> dict[
             square += float(delta.square().sum(dtype=torch.float64))
         shares[label] = product / square
     return shares
+
+
+def sizes(base: State, expert: State) -> dict[str, float]:
+    """The norm of an expert's update over all matrices, and over the base's norm."""
+    names = [name for name, own in base.items() if own.ndim == 2]
+    update, own = (
+        sum(float(one.square().sum(dtype=torch.float64)) for one in tensors) ** 0.5
+        for tensors in ([expert[name] - base[name] for name in names], [base[name] for name in names])
+    )
+    return {"norm": update, "relative": update / own}
 
 
 def tuned(score: Callable[[float], float], trials: int) -> dict[float, float]:

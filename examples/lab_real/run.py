@@ -1,6 +1,6 @@
 """Which merge keeps most of what three experts of a real model learnt?
 
-python examples/lab_real/run.py --data FOLDER             # every kind of experts, for hours on a CPU
+python examples/lab_real/run.py --data FOLDER             # every kind of experts, a day on a CPU
 python examples/lab_real/run.py --data FOLDER --quick     # one set of experts, few questions and rows
 python examples/lab_real/report.py                        # the tables of what was found so far
 """
@@ -19,8 +19,8 @@ from data import require_files
 from experiment import Case, Experiment, Results
 from experts import Workshop, folder_of
 from measures import Exam
-from merging import rows
 from models import DTYPES, base_model, load
+from rows import QUICK, rows
 from training import RECIPES
 
 HERE = Path(__file__).parent
@@ -30,8 +30,6 @@ TRIALS = 6
 PARTS = ("validation", "test")
 QUESTIONS, QUICK_QUESTIONS = [64, 128], [16, 32]
 """Of every dimension in each of the parts."""
-
-QUICK_ROWS = ("task_arithmetic", "tsvm")
 
 
 def main() -> None:
@@ -54,7 +52,7 @@ def main() -> None:
             stems = workshop.experts(kind, seed)
             for dtype in arguments.dtypes:
                 folders = {name: folder_of(stem, dtype) for name, stem in stems.items()}
-                experiment = Experiment(Case(kind, seed, dtype), base, folders, exams, model)
+                experiment = Experiment(Case(kind, seed, dtype), base, folders, exams, model, tokenizer)
                 experiment.run([row for row in rows() if row.label in arguments.rows], TRIALS, results, print)
 
 
@@ -88,7 +86,7 @@ def _arguments() -> argparse.Namespace:
     arguments.experts = arguments.experts or (["full_short"] if quick else list(RECIPES))
     arguments.dtypes = arguments.dtypes or (["bf16"] if quick else list(DTYPES))
     arguments.questions = arguments.questions or (QUICK_QUESTIONS if quick else QUESTIONS)
-    arguments.rows = arguments.rows or (list(QUICK_ROWS) if quick else labels)
+    arguments.rows = arguments.rows or (list(QUICK) if quick else labels)
     return arguments
 
 

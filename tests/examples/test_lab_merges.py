@@ -39,7 +39,7 @@ def test_the_sum_holds_all_of_updates_that_do_not_meet(lab: Callable[[str], Modu
         "a": {"w": torch.diag(torch.tensor([1.0, 0, 0, 0]))},
         "b": {"w": torch.diag(torch.tensor([0.0, 2, 0, 0]))},
     }
-    update = merging.Row(merging.SUM, merging.SUM).update(base, experts)
+    update = merging.Row(merging.SUM, merging.SUM).update(base, experts).update
     assert merging.surviving(base, experts, update) == {"a": 1.0, "b": 1.0}
 
 
