@@ -11,7 +11,7 @@ import argparse
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
@@ -27,6 +27,16 @@ RESAMPLES = 2000
 """Of the questions, for an interval."""
 
 HEAD = ("row", "gain kept", *DIMENSIONS, "more than the sum", "scale", *(f"loss, {name}" for name in BESIDES))
+EVERYDAY = BESIDES[1]
+COMPARED = ("tsvm", "iso_c", "iso_c, power 0.5")
+OBSERVED = (
+    "experts",
+    "size",
+    "imbalance",
+    "worsening",
+    "forgetting, nats",
+    *(f"{row} - sum" for row in COMPARED),
+)
 Line = dict[str, Any]
 
 
@@ -47,11 +57,12 @@ def main() -> None:
 
 
 def inserted(page: str, tables: str) -> str:
-    """The page with other tables between its marks."""
-    if BEGIN not in page or END not in page:
+    """The page with other tables between its marks, which are lines of their own."""
+    before, begin, rest = page.partition(f"\n{BEGIN}\n")
+    _, end, after = rest.partition(f"\n{END}\n")
+    if not (begin and end):
         sys.exit(f"--write: the page has no lines {BEGIN!r} and {END!r}, between which the tables would go")
-    before, after = page.split(BEGIN)[0], page.split(END)[1]
-    return f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}"
+    return f"{before}{begin}\n{tables}\n{end}{after}"
 
 
 def report(lines: Sequence[Line]) -> str:
@@ -59,7 +70,8 @@ def report(lines: Sequence[Line]) -> str:
     groups: defaultdict[tuple[str, str], list[Line]] = defaultdict(list)
     for line in lines:
         groups[line["experts"], line["dtype"]].append(line)
-    return "\n\n".join(f"{_title(*group, found)}\n\n{table(found)}" for group, found in groups.items())
+    tables = [f"{_title(*group, found)}\n\n{table(found)}" for group, found in groups.items()]
+    return "\n\n".join([*tables, f"**What tells beforehand**\n\n{observables(groups)}"])
 
 
 def _title(kind: str, dtype: str, lines: Sequence[Line]) -> str:
@@ -78,15 +90,39 @@ def table(lines: Sequence[Line]) -> str:
 
 
 def _cells(row: str, found: Sequence[Line], by_row: dict[str, list[Line]]) -> list[str]:
-    is_merge = "scale" in found[0]
+    is_merge = row != "base" and not row.startswith("expert: ")
     return [
         row,
         _over_seeds([_kept(line) for line in found]),
         *(f"{mean(line['kept'][name] for line in found):.3f}" for name in DIMENSIONS),
         _against(found, by_row) if is_merge and row != REFERENCE else "",
-        f"{median(line['scale'] for line in found):.2f}" if is_merge else "",
+        f"{median(line['scale'] for line in found):.2f}" if "scale" in found[0] else "",
         *(f"{mean(mean(line['losses'][name]) for line in found):.3f}" for name in BESIDES),
     ]
+
+
+def observables(groups: Mapping[tuple[str, str], Sequence[Line]]) -> str:
+    """What can be seen before anything is merged, means over seeds, beside what merges then keep."""
+    rows = [OBSERVED, ["---"] * len(OBSERVED)]
+    for (kind, dtype), lines in groups.items():
+        seen = [
+            _observed([line for line in lines if line["seed"] == seed]) for seed in sorted({n["seed"] for n in lines})
+        ]
+        kept = {row: mean(_kept(line) for line in lines if line["row"] == row) for row in {n["row"] for n in lines}}
+        more = [f"{kept[row] - kept[REFERENCE]:+.3f}" if {row, REFERENCE} <= kept.keys() else "" for row in COMPARED]
+        rows.append([f"`{kind}`, {dtype}", *(f"{mean(values):.3g}" for values in zip(*seen, strict=True)), *more])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _observed(lines: Sequence[Line]) -> tuple[float, ...]:
+    """Of one set of experts: size, imbalance, what they add to others' losses over their gain, and to everyday ones."""
+    by_row = {line["row"]: line for line in lines}
+    base, experts = by_row["base"], {name: by_row[f"expert: {name}"] for name in DIMENSIONS}
+    norms = [expert["sizes"]["norm"] for expert in experts.values()]
+    worse = [0.0 - line["kept"][other] for name, line in experts.items() for other in DIMENSIONS if other != name]
+    forgotten = [mean(line["losses"][EVERYDAY]) - mean(base["losses"][EVERYDAY]) for line in experts.values()]
+    size = mean(expert["sizes"]["relative"] for expert in experts.values())
+    return size, max(norms) / min(norms), mean(worse), mean(forgotten)
 
 
 def _against(found: Sequence[Line], by_row: dict[str, list[Line]]) -> str:

@@ -60,7 +60,8 @@ def lines(lab: Callable[[str], ModuleType]) -> list[dict[str, Any]]:
             }
             return {**about, "row": row, "losses": every, "kept": dict.fromkeys(lab("data").DIMENSIONS, less), **more}
 
-        experts = [line(f"expert: {name}", 1.0) for name in lab("data").DIMENSIONS]
+        sizes = {"norm": 1.0, "relative": 0.1}
+        experts = [line(f"expert: {name}", 1.0, sizes=sizes) for name in lab("data").DIMENSIONS]
         merges = [line("task_arithmetic", 0.6, scale=0.5), line("tsvm", 0.7 + 0.1 * seed, scale=1.0)]
         found += [line("base", 0.0), *experts, *merges]
     return found
@@ -84,12 +85,35 @@ def test_a_single_seed_is_compared_over_its_questions(
 
 def test_tables_replace_those_of_a_page(lab: Callable[[str], ModuleType]) -> None:
     report = lab("report")
-    page = f"Before.\n\n{report.BEGIN}\nold\n{report.END}\n\nAfter.\n"
+    page = f"Before, `{report.BEGIN}` and `{report.END}`.\n\n{report.BEGIN}\nold\n{report.END}\n\nAfter.\n"
     once = report.inserted(page, "new")
     assert once == report.inserted(once, "new")
-    assert "old" not in once and "new" in once and once.startswith("Before.") and once.endswith("After.\n")
+    assert "old" not in once and "new" in once and once.startswith("Before, ") and once.endswith("After.\n")
     with pytest.raises(SystemExit, match="between which the tables would go"):
         report.inserted("nothing", "new")
+
+
+def test_the_page_shows_the_stored_results(lab: Callable[[str], ModuleType]) -> None:
+    report = lab("report")
+    page = (EXAMPLE.parents[1] / "docs" / "lab.md").read_text()
+    stored = [json.loads(n) for file in sorted((EXAMPLE / "results").glob("*.jsonl")) for n in file.open()]
+    assert stored and report.inserted(page, report.report(stored)) == page
+
+
+def test_what_is_seen_beforehand_stands_beside_what_is_kept(
+    lab: Callable[[str], ModuleType], lines: list[dict[str, Any]]
+) -> None:
+    """By hand: experts that forget half a nat and add nothing to each other's dimensions, one of them twice as far."""
+    report = lab("report")
+    norms = iter([1.0, 2.0, 1.0] * 2)
+    for line in lines:
+        if line["row"].startswith("expert: "):
+            own = line["row"].removeprefix("expert: ")
+            line["kept"] = {name: float(name == own) for name in lab("data").DIMENSIONS}
+            line["losses"]["everyday"] = [loss + 1.5 for loss in line["losses"]["everyday"]]
+            line["sizes"] = {"norm": next(norms), "relative": 0.1}
+    row = report.report(lines).splitlines()[-1]
+    assert [cell.strip() for cell in row.split("|")][1:7] == ["`full_short`, bf16", "0.1", "2", "0", "0.5", "+0.150"]
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
