@@ -60,7 +60,8 @@ def merge_common_and_specific(
     spectra = [Spectrum(common.values, common.right, 0.0)] * (n + 1)
 
     def find(i: int) -> None:
-        edge = max(residuals.rounding(i), abs(weights[i]) * edges[i] if floor.is_cut else 0.0)
+        digits = UpdateSum(tasks, [weights[i] * (i == j) for j in range(n)]).number_error()
+        edge = max(residuals.rounding(i), digits, abs(weights[i]) * edges[i] if floor.is_cut else 0.0)
 
         def own_rank(values: Tensor, _: float) -> int:
             # No fallback where nothing stands out of the noise: the common directions are there.

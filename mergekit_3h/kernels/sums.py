@@ -24,8 +24,9 @@ from mergekit_3h.kernels.workers import run_all, spans
 PANEL_ROWS = 1024
 """Rows of D, at least, that go into its Gram matrix at once."""
 
-RANDOM_REACH = 2.0
-"""A random matrix of r columns and m rows reaches no further than 1 + sqrt(r / m) times the length of a column."""
+RANDOM_REACH = 3.0
+"""A random matrix of r columns and m rows reaches 1 + sqrt(r / m), at most 2, times the length of a column, where all
+entries are of one size; those of rounding are as unequal as the weights' rows, and reached a little further."""
 
 
 MADE_OF_NOTHING = 1e-12

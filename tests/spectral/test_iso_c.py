@@ -152,3 +152,18 @@ def test_a_sum_of_low_rank_in_float64_has_no_more_directions(method: str, ranks:
     each = [random(60, 5) * values @ random(5, 40) for _ in range(3)]
     _, report = parse_options(method, {}).merge(TaskMatrices(each), [1.0] * 3)
     assert report.ranks == ranks
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(96, 96), (128, 48), (48, 128)])
+def test_low_rank_merged_into_float32_has_no_more_directions(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    """Rows of a base differ in size, and the last digits of what was added to it in float32 with them. Numbers of that
+    file in float64 have no more digits."""
+    generator = torch.Generator().manual_seed(1)
+    rows = torch.logspace(-1, 0.5, shape[0]).unsqueeze(1)
+    base = rows * torch.randn(shape, generator=generator)
+    pairs = [torch.randn(2, max(shape), 4, generator=generator) for _ in range(3)]
+    experts = [base + 1e-3 * left[: shape[0]] @ right[: shape[1]].T for left, right in pairs]
+    for method, ranks in (("iso_c", [12]), ("iso_cts", [0, 0, 0, 12])):
+        tasks = TaskMatrices([expert.to(dtype) for expert in experts], base.to(dtype))
+        assert parse_options(method, {}).merge(tasks, [1.0] * 3)[1].ranks == ranks
