@@ -51,7 +51,7 @@ def test_what_is_written(rounded: Family, tmp_path: Path) -> None:
 
 def test_terminal(rounded: Family) -> None:
     text = inspect(*as_options(rounded)).output
-    assert text.count("?\n") == 9, "a line for each question"
+    assert text.count("?\n") == 10, "a line for each question"
     assert "experts expert0, expert1, expert2" in text
     assert "self_attn.q_proj" in text and "STI/S" in text
     assert "merge_method" not in text, "nothing to suggest for sound models"

@@ -22,6 +22,8 @@ WORDS = ["red", "green", "blue", "cat", "dog", "bird", "sun", "moon", "star", "t
 @pytest.fixture
 def lab(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
     """Imports a file of the example; other examples have files of the same names."""
+    for path in EXAMPLE.glob("*.py"):
+        monkeypatch.delitem(sys.modules, path.stem, raising=False)  # a folder of tests, or another example's file
     monkeypatch.syspath_prepend(str(EXAMPLE))
     yield importlib.import_module
     for name, module in list(sys.modules.items()):

@@ -23,6 +23,8 @@ PAGES = (ROOT / "docs" / "lab.md", EXAMPLE / "README.md")
 @pytest.fixture
 def toy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
     """Imports a file of the example; other examples have files of the same names."""
+    for path in EXAMPLE.glob("*.py"):
+        monkeypatch.delitem(sys.modules, path.stem, raising=False)  # a folder of tests, or another example's file
     monkeypatch.syspath_prepend(str(EXAMPLE))
     yield importlib.import_module
     for name, module in list(sys.modules.items()):
