@@ -158,8 +158,8 @@ def _error_square(update: float) -> float:
 def number_error(expert: Tensor, dtype: torch.dtype) -> float:
     """Root mean square error of the entries if their last digits in ``dtype`` were made up, from a sample of them.
 
-    A number errs by ulp / sqrt(12), and its ulp is eps / 1.4 of it in the mean square: together about eps / 4. Numbers of
-    a float32 file that are computed with in float64 have the last digits of float32.
+    A number errs by ulp / sqrt(12), and its ulp is eps / 1.4 of it in the mean square: together about eps / 4.
+    Numbers of a float32 file that are computed with in float64 have the last digits of float32.
     """
     sample = _sample(expert)
     is_single = torch.equal(sample.to(torch.float32).to(torch.float64), sample)
