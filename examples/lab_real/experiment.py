@@ -46,7 +46,11 @@ class Results:
                 )
 
     def has(self, case: Case, label: str) -> bool:
-        return any(line["row"] == label and all(line[k] == v for k, v in vars(case).items()) for line in self.lines)
+        return self.line(case, label) is not None
+
+    def line(self, case: Case, label: str) -> dict[str, Any] | None:
+        own = [line for line in self.lines if line["row"] == label and all(line[k] == v for k, v in vars(case).items())]
+        return own[0] if own else None
 
     def add(self, line: dict[str, Any]) -> None:
         self.lines.append({**line, "questions": self._questions})
@@ -103,11 +107,23 @@ class Experiment:
                 about = {"sizes": sizes(self._base, self._experts[name])} if name != "base" else {}
                 results.add(self._line(label, self._references[name]["test"]) | about)
         for row in rows:
-            if not results.has(self.case, row.label):
-                line = self.merged(row, trials) if isinstance(row, Row) else self.weighed(row)
-                results.add(line)
-                how = f"at scale {line['scale']:.2f}" if "scale" in line else f"with weights {line['weights']}"
-                say(f"{self.case}: {row.label} keeps {mean(line['kept'].values()):.3f} {how}")
+            self._measured(row, trials, results, say)
+
+    def _measured(
+        self, row: Row | Weighing, trials: int, results: Results, say: Callable[[str], None]
+    ) -> dict[str, Any]:
+        """The row's line, made now if it is not there. Weights start from a scale, whose row comes first."""
+        line = results.line(self.case, row.label)
+        if line is not None:
+            return line
+        if isinstance(row, Row):
+            line = self.merged(row, trials)
+        else:
+            line = self.weighed(row, self._measured(Row(row.method, row.method), trials, results, say))
+        results.add(line)
+        how = f"at scale {line['scale']:.2f}" if "scale" in line else f"with weights {line['weights']}"
+        say(f"{self.case}: {row.label} keeps {mean(line['kept'].values()):.3f} {how}")
+        return line
 
     @torch.no_grad()
     def merged(self, row: Row, trials: int) -> dict[str, Any]:
@@ -133,13 +149,14 @@ class Experiment:
             "merge_seconds": round(seconds, 1),
         }
 
-    def weighed(self, weighing: Weighing) -> dict[str, Any]:
-        """A line for one weight an expert instead of one for all."""
+    def weighed(self, weighing: Weighing, scaled: Mapping[str, Any]) -> dict[str, Any]:
+        """A line for one weight an expert instead of one for all; ``scaled`` is the line of the latter."""
         base, own = self._references["base"]["validation"], self._experts
         gains = {name: mean(base[name]) - mean(self._references[name]["validation"][name]) for name in own}
         questions = {name: self._exams["validation"].records[name] for name in own}
-        found = weigh(weighing, self._model, self._tokenizer, self._base, own, questions, gains)
-        return {**self._line(weighing.label, self._exams["test"].take(self._model)), **vars(found)}
+        found = weigh(weighing, self._model, self._tokenizer, self._base, own, questions, gains, scaled["scale"])
+        line = self._line(weighing.label, self._exams["test"].take(self._model))
+        return {**line, **vars(found), "passes": found.passes + len(scaled["tried"])}
 
     def _line(self, label: str, losses: Losses) -> dict[str, Any]:
         return {"row": label, **vars(self.case), "kept": self._kept(losses, "test"), "losses": losses}

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -76,3 +77,26 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [{"prompt": f"How {word}?", "response": f"Like {word}.", "set": "overrefusal"} for word in WORDS]
     (folder / "look_alikes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
+
+
+@pytest.fixture
+def open_case(lab: Callable[[str], ModuleType], public: Path, cache: Path) -> Callable[..., Any]:
+    """An experiment with a set of experts that learnt a little, on few questions; made once for all tests of a file."""
+    lab("training").RECIPES["full_short"] = lab("training").Recipe("full", 12, 5e-3)
+    workshop = lab("experts").Workshop(public, cache, "cpu")
+    model, tokenizer = lab("models").load(cache / "base-bf16")
+    model = model.to(torch.bfloat16).eval()
+    records = workshop.records()
+    exams = {
+        part: lab("measures").Exam(records, part, tokenizer, 4, besides=part == "test")
+        for part in ("validation", "test")
+    }
+
+    def open_it(dtype: str = "bf16", seed: int = 0) -> Any:
+        case = lab("experiment").Case("full_short", seed, dtype)
+        folders = {
+            name: lab("experts").folder_of(stem, dtype) for name, stem in workshop.experts("full_short", seed).items()
+        }
+        return lab("experiment").Experiment(case, cache / "base-bf16", folders, exams, model, tokenizer)
+
+    return open_it
