@@ -41,6 +41,11 @@ class Batch:
     is_answer: Tensor
     """Marks the tokens of ``ids`` that belong to the answer."""
 
+    @property
+    def places(self) -> Tensor:
+        """Where the logits predict a token of some record's answer: one place before it."""
+        return self.is_answer[:, 1:].any(dim=0).nonzero().squeeze(1)
+
 
 def tokenized(
     records: Sequence[LocatedRecord], tokenizer: Any, options: LossOptions, context: int | None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from mergekit_3h.kernels.values import floats
 from mergekit_3h.losses.answers import Answer, Batch, batched
+from mergekit_3h.losses.token_losses import token_losses
 
 
 @dataclass(frozen=True)
@@ -101,13 +103,23 @@ def _sum(values: Sequence[float]) -> float:
 def record_losses(model: nn.Module, batch: Batch) -> Tensor:
     """Mean cross-entropy of the answer tokens of every record, in float32 or better."""
     device = next(model.parameters()).device
-    ids, attention = batch.ids.to(device), batch.attention.to(device)
+    ids = batch.ids.to(device)
     predicts = batch.is_answer[:, 1:].to(device)
-    output: Any = model(input_ids=ids, attention_mask=attention, use_cache=False)
-    logits: Tensor = output.logits[:, :-1][predicts]
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    targets = ids[:, 1:][predicts]
-    token_losses = nn.functional.cross_entropy(logits, targets, reduction="none")
+    logits = _logits(model, batch, predicts)
+    losses = token_losses(logits, ids[:, 1:][predicts])
     # Scattered into place and summed by row: unlike index_add, this gives the same bits every time on a GPU.
-    by_position = torch.zeros(predicts.shape, dtype=logits.dtype, device=device).masked_scatter(predicts, token_losses)
+    by_position = torch.zeros(predicts.shape, dtype=losses.dtype, device=device).masked_scatter(predicts, losses)
     return by_position.sum(dim=1) / predicts.sum(dim=1)
+
+
+def _logits(model: nn.Module, batch: Batch, predicts: Tensor) -> Tensor:
+    """The rows of logits that ``predicts`` marks. A model that can leaves out the places that no record needs: with a
+    large vocabulary, logits over prompts would be most of the memory."""
+    ids, attention = batch.ids.to(predicts.device), batch.attention.to(predicts.device)
+    inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": attention, "use_cache": False}
+    if "logits_to_keep" not in signature(model.forward).parameters:
+        output: Any = model(**inputs)
+        return output.logits[:, :-1][predicts]
+    places = batch.places.to(predicts.device)
+    output = model(**inputs, logits_to_keep=places)
+    return output.logits[predicts[:, places]]

@@ -153,15 +153,18 @@ def _mixing_passes(experts: int, has_gradient: bool) -> int:
 
 
 def _forward_flops(model: nn.Module, batches: Sequence[Batch]) -> float:
-    """Two for each weight of a product and token; embeddings are looked up, unless the head is tied to them."""
+    """Two for each weight of a product and token; embeddings are looked up, and the head is for what it predicts."""
     untied: Any = model
-    inputs, outputs = untied.get_input_embeddings(), untied.get_output_embeddings()
-    is_lookup = outputs is None or inputs is None or inputs.weight is not outputs.weight
-    weights = sum(parameter.numel() for parameter in model.parameters() if parameter.ndim > 1)
-    weights -= inputs.weight.numel() if inputs is not None and is_lookup else 0
+    embeddings = (untied.get_input_embeddings(), untied.get_output_embeddings())
+    ends = {each.weight: each.weight.numel() for each in embeddings if each is not None}
+    weights = sum(parameter.numel() for parameter in model.parameters() if parameter.ndim > 1) - sum(ends.values())
+    head = 0 if embeddings[1] is None else embeddings[1].weight.numel()
     layers, hidden = _layers(model), _hidden(model)
     attention = sum(4 * layers * hidden * batch.ids.shape[0] * batch.ids.shape[1] ** 2 for batch in batches)
-    return 2.0 * weights * sum(batch.ids.numel() for batch in batches) + attention
+    return (
+        2.0 * (weights * sum(batch.ids.numel() for batch in batches) + head * sum(map(_predicting, batches)))
+        + attention
+    )
 
 
 def _component_bytes(problem: Problem, parameters: int) -> int:
@@ -176,14 +179,20 @@ def _component_bytes(problem: Problem, parameters: int) -> int:
 
 
 def _batch_bytes(model: nn.Module, batches: Sequence[Batch], dtype: torch.dtype, has_gradient: bool) -> int:
-    """The logits of the largest batch, their float32 copies, and what the backward pass needs of every layer."""
+    """The logits of the largest batch, those of its answers, the gradients of both, and what the backward pass needs
+    of every layer."""
     tokens = max(batch.ids.numel() for batch in batches)
     untied: Any = model
     vocabulary = int(getattr(untied.config.get_text_config(), "vocab_size", 0))
-    logits = tokens * vocabulary * (2 * dtype.itemsize + 2 * _FLOAT32)
+    logits = max(map(_predicting, batches)) * vocabulary * dtype.itemsize * (4 if has_gradient else 2)
     kept = _KEPT_VALUES * _hidden(model) * (_layers(model) if has_gradient else 1)
     largest = max(parameter.numel() for parameter in model.parameters()) if has_gradient else 0
     return logits + tokens * kept * dtype.itemsize + 3 * _FLOAT32 * largest
+
+
+def _predicting(batch: Batch) -> int:
+    """Places that logits are made for, in models that can leave the others out."""
+    return batch.ids.shape[0] * len(batch.places)
 
 
 def _layers(model: nn.Module) -> int:
