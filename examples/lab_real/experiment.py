@@ -1,4 +1,4 @@
-"""One set of experts: every way to merge them, tuned on validation, measured on test, written down at once."""
+"""One set of experts: what is made of them, tuned on validation, measured on test, written down at once."""
 
 from __future__ import annotations
 
@@ -29,6 +29,16 @@ class Case:
 
     def __str__(self) -> str:
         return f"{self.experts}, seed {self.seed}, {self.dtype}"
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """Instead of a merge: one model that learnt what all experts did. It is trained when its row is asked for."""
+
+    label: str
+
+
+AnyRow = Row | Weighing | Mixed
 
 
 class Results:
@@ -74,52 +84,52 @@ class Experiment:
         exams: Mapping[str, Exam],
         model: nn.Module,
         tokenizer: Any,
+        mixture: Callable[[], Path],
     ) -> None:
+        """``mixture`` gives the folder of the model that learnt everything, and may take a training."""
         self.case, self._tokenizer = case, tokenizer
-        self._exams, self._model = exams, model
-        self._base_folder, self._expert_folders = base, experts
+        self.exams, self.model = exams, model
+        self._base_folder, self.folders, self._mixture = base, experts, mixture
 
     @cached_property
     def _base(self) -> State:
-        return weights_of(self._base_folder, self._model)
+        return weights_of(self._base_folder, self.model)
 
     @cached_property
     def _experts(self) -> dict[str, State]:
-        return {name: weights_of(folder, self._model) for name, folder in self._expert_folders.items()}
+        return {name: weights_of(folder, self.model) for name, folder in self.folders.items()}
 
     @cached_property
     def _references(self) -> dict[str, dict[str, Losses]]:
         """The losses of the base and of every expert, by part."""
         found: dict[str, dict[str, Losses]] = {}
         for label, state in {"base": self._base, **self._experts}.items():
-            become(self._model, state)
-            found[label] = {part: exam.take(self._model) for part, exam in self._exams.items()}
+            become(self.model, state)
+            found[label] = {part: exam.take(self.model) for part, exam in self.exams.items()}
         return found
 
-    def _kept(self, losses: Losses, part: str) -> dict[str, float]:
+    def kept(self, losses: Losses, part: str) -> dict[str, float]:
         own = {name: self._references[name][part] for name in self._experts}
         return gain_kept(losses, self._references["base"][part], own)
 
-    def run(self, rows: Sequence[Row | Weighing], trials: int, results: Results, say: Callable[[str], None]) -> None:
+    def run(self, rows: Sequence[AnyRow], trials: int, results: Results, say: Callable[[str], None]) -> None:
         """What is missing among base, experts and rows."""
-        for label, name in {"base": "base", **{f"expert: {name}": name for name in self._expert_folders}}.items():
+        for label, name in {"base": "base", **{f"expert: {name}": name for name in self.folders}}.items():
             if not results.has(self.case, label):
                 about = {"sizes": sizes(self._base, self._experts[name])} if name != "base" else {}
                 results.add(self._line(label, self._references[name]["test"]) | about)
         for row in rows:
             self._measured(row, trials, results, say)
 
-    def _measured(
-        self, row: Row | Weighing, trials: int, results: Results, say: Callable[[str], None]
-    ) -> dict[str, Any]:
+    def _measured(self, row: AnyRow, trials: int, results: Results, say: Callable[[str], None]) -> dict[str, Any]:
         """The row's line, made now if it is not there. Weights start from a scale, whose row comes first."""
         line = results.line(self.case, row.label)
         if line is not None:
             return line
-        if isinstance(row, Row):
-            line = self.merged(row, trials)
-        else:
+        if isinstance(row, Weighing):
             line = self.weighed(row, self._measured(Row(row.method, row.method), trials, results, say))
+        else:
+            line = self.merged(row, trials) if isinstance(row, Row) else self.mixed(row, trials)
         results.add(line)
         how = f"at scale {line['scale']:.2f}" if "scale" in line else f"with weights {line['weights']}"
         say(f"{self.case}: {row.label} keeps {mean(line['kept'].values()):.3f} {how}")
@@ -131,32 +141,43 @@ class Experiment:
         started = time.perf_counter()
         merged = row.update(self._base, self._experts)
         seconds = time.perf_counter() - started
-
-        def losses(scale: float, part: str) -> Losses:
-            become(self._model, self._base, merged.update, scale)
-            return self._exams[part].take(self._model)
-
-        tried = tuned(lambda scale: mean(self._kept(losses(scale, "validation"), "validation").values()), trials)
-        best = max(tried, key=tried.__getitem__)
         return {
-            **self._line(row.label, losses(best, "test")),
+            **self._tuned(row.label, merged.update, trials),
             "method": row.method,
             "options": row.options,
-            "scale": best,
-            "tried": [[scale, round(kept, 4)] for scale, kept in tried.items()],
-            "surviving": surviving(self._base, self._experts, merged.update),
             "rank": merged.rank,
             "merge_seconds": round(seconds, 1),
+        }
+
+    def mixed(self, row: Mixed, trials: int) -> dict[str, Any]:
+        """A line for the model that learnt everything: what it learnt is scaled as if it were merged."""
+        learnt = weights_of(self._mixture(), self.model)
+        return self._tuned(row.label, {name: learnt[name] - own for name, own in self._base.items()}, trials)
+
+    def _tuned(self, label: str, update: State, trials: int) -> dict[str, Any]:
+        """Scaled as validation questions want it, measured on test questions."""
+
+        def losses(scale: float, part: str) -> Losses:
+            become(self.model, self._base, update, scale)
+            return self.exams[part].take(self.model)
+
+        tried = tuned(lambda scale: mean(self.kept(losses(scale, "validation"), "validation").values()), trials)
+        best = max(tried, key=tried.__getitem__)
+        return {
+            **self._line(label, losses(best, "test")),
+            "scale": best,
+            "tried": [[scale, round(kept, 4)] for scale, kept in tried.items()],
+            "surviving": surviving(self._base, self._experts, update),
         }
 
     def weighed(self, weighing: Weighing, scaled: Mapping[str, Any]) -> dict[str, Any]:
         """A line for one weight an expert instead of one for all; ``scaled`` is the line of the latter."""
         base, own = self._references["base"]["validation"], self._experts
         gains = {name: mean(base[name]) - mean(self._references[name]["validation"][name]) for name in own}
-        questions = {name: self._exams["validation"].records[name] for name in own}
-        found = weigh(weighing, self._model, self._tokenizer, self._base, own, questions, gains, scaled["scale"])
-        line = self._line(weighing.label, self._exams["test"].take(self._model))
+        questions = {name: self.exams["validation"].records[name] for name in own}
+        found = weigh(weighing, self.model, self._tokenizer, self._base, own, questions, gains, scaled["scale"])
+        line = self._line(weighing.label, self.exams["test"].take(self.model))
         return {**line, **vars(found), "passes": found.passes + len(scaled["tried"])}
 
     def _line(self, label: str, losses: Losses) -> dict[str, Any]:
-        return {"row": label, **vars(self.case), "kept": self._kept(losses, "test"), "losses": losses}
+        return {"row": label, **vars(self.case), "kept": self.kept(losses, "test"), "losses": losses}

@@ -2,8 +2,10 @@
 
     CACHE/full_short/seed0/helpful-float32, helpful-bf16, honest-float32, ...
     CACHE/lora_moderate/seed0/helpful-adapter beside them
+    CACHE/full_short/seed0/mixture-float32, mixture-bf16 where the model that learnt all of it was asked for
 
 python examples/lab_real/experts.py --data FOLDER --kind full_short --seeds 1
+python examples/lab_real/experts.py --data FOLDER --kind full_short --seeds 1 --mixture
 """
 
 from __future__ import annotations
@@ -22,13 +24,16 @@ import transformers
 from data import DIMENSIONS, Parts, answered, false_answers, read_all, require_files, safe_prompts, short_answers
 from models import DTYPES, base_model, is_saved, load, save
 from preferences import PreferenceLessons, preferences
-from training import RECIPES, AnswerLessons, Lessons, train
+from training import RECIPES, AnswerLessons, Lessons, together, train
 
 from mergekit_3h.data.backends.protocol import Request
 from mergekit_3h.data.backends.settings import TransformersSettings
 from mergekit_3h.data.reading import read_records
 from mergekit_3h.data.records import Record
 from mergekit_3h.writing import write_text_whole
+
+MIXTURE = "mixture"
+"""Its name beside those of the experts."""
 
 REPLY_TOKENS = 48
 """Of the base, where it is asked; what follows the last whole sentence is left out."""
@@ -41,6 +46,7 @@ def main() -> None:
     parser.add_argument("--kind", nargs="+", choices=list(RECIPES), default=list(RECIPES), help="default: all")
     parser.add_argument("--seeds", type=int, default=1, help="how many sets of experts of each kind")
     parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--mixture", action="store_true", help="not the experts, but one model that learns all of it")
     parser.add_argument("--device", default="cpu", help="cpu, or cuda where there is one")
     arguments = parser.parse_args()
     require_files(arguments.data)
@@ -49,11 +55,18 @@ def main() -> None:
     workshop = Workshop(arguments.data, arguments.cache, arguments.device)
     for kind in arguments.kind:
         for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
-            workshop.experts(kind, seed)
+            if arguments.mixture:
+                workshop.mixture(kind, seed)
+            else:
+                workshop.experts(kind, seed)
 
 
 def folder_of(stem: Path, dtype: str) -> Path:
     return stem.with_name(f"{stem.name}-{dtype}")
+
+
+def _is_made(stem: Path) -> bool:
+    return all(is_saved(folder_of(stem, dtype)) for dtype in DTYPES)
 
 
 @dataclass(frozen=True)
@@ -70,20 +83,34 @@ class Workshop:
 
     def experts(self, kind: str, seed: int) -> dict[str, Path]:
         """The folders of one set of experts without their dtype's ending, trained as far as they are not there."""
-        stems = {dimension: self.cache / kind / f"seed{seed}" / dimension for dimension in DIMENSIONS}
-        missing = [name for name, stem in stems.items() if not all(is_saved(folder_of(stem, d)) for d in DTYPES)]
+        stems = {dimension: self._stem(kind, seed, dimension) for dimension in DIMENSIONS}
+        missing = [name for name, stem in stems.items() if not _is_made(stem)]
         records = self.records() if missing else {}
         for dimension in missing:
-            self._make(stems[dimension], kind, seed, records[dimension]["train"])
+            self._make(stems[dimension], kind, seed, {dimension: records[dimension]["train"]})
         return stems
 
-    def _make(self, stem: Path, kind: str, seed: int, records: Sequence[Record]) -> None:
+    def mixture(self, kind: str, seed: int) -> Path:
+        """The same of one model that learns what the experts of this seed learn, in one training: their lessons in
+        random order, in as many steps as they take together."""
+        stem = self._stem(kind, seed, MIXTURE)
+        if not _is_made(stem):
+            records = self.records()
+            self._make(stem, kind, seed, {dimension: records[dimension]["train"] for dimension in DIMENSIONS})
+        return stem
+
+    def _stem(self, kind: str, seed: int, name: str) -> Path:
+        return self.cache / kind / f"seed{seed}" / name
+
+    def _make(self, stem: Path, kind: str, seed: int, records: Mapping[str, Sequence[Record]]) -> None:
+        """Train on the records of one dimension, or of several."""
         model, tokenizer = load(base_model(self.cache, "float32"))
         model = model.to(self.device)
         if self.device == "cpu":
             model.set_attn_implementation("eager")  # short lessons: a tenth to a sixth faster than the fused one there
         recipe = RECIPES[kind]
-        lessons = self._lessons(stem.name, records, model, tokenizer, recipe.learns_from)
+        every = [self._lessons(name, own, model, tokenizer, recipe.learns_from) for name, own in records.items()]
+        lessons, recipe = together(every, recipe, seed) if len(every) > 1 else (every[0], recipe)
         kept = stem.with_name(f"{kind}-seed{seed}-{stem.name}.pt")
         kept.parent.mkdir(parents=True, exist_ok=True)
         expert = train(model, lessons, recipe, seed, kept)

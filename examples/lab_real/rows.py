@@ -1,9 +1,10 @@
-"""The merges that are compared: the sum, the spectral family with its options, and weights found by a search."""
+"""What is compared: the sum, the spectral family with its options, weights found by a search, and no merge at all."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from experiment import Mixed
 from merging import SUM, Row
 from weights import WEIGHINGS, Weighing
 
@@ -18,9 +19,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 FLOORED = ("tsvm", "iso_c", "iso_c, power 0.5")
 QUICK = (SUM, "tsvm")
+EVERYTHING = Mixed("training on everything")
 
 
-def rows() -> list[Row | Weighing]:
+def rows() -> list[Row | Weighing | Mixed]:
     """Those that tell most come first; a spectral method that another package brings has its own, too."""
     found = [Row(SUM, SUM), *(Row(name, name) for name in names())]
     found += [Row(label, label.split(",")[0], options) for label, options in VARIANTS.items()]
@@ -30,7 +32,7 @@ def rows() -> list[Row | Weighing]:
         for name in names()
         if "outlier_weighting" in option_names(name)
     ]
-    return [*found, *WEIGHINGS]
+    return [*found, *WEIGHINGS, EVERYTHING]
 
 
 def _without_floor(row: Row) -> Row:

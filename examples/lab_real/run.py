@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -20,7 +21,7 @@ from experiment import Case, Experiment, Results
 from experts import Workshop, folder_of
 from measures import Exam
 from models import DTYPES, base_model, load
-from rows import QUICK, rows
+from rows import EVERYTHING, QUICK, rows
 from training import RECIPES
 
 HERE = Path(__file__).parent
@@ -52,8 +53,13 @@ def main() -> None:
             stems = workshop.experts(kind, seed)
             for dtype in arguments.dtypes:
                 folders = {name: folder_of(stem, dtype) for name, stem in stems.items()}
-                experiment = Experiment(Case(kind, seed, dtype), base, folders, exams, model, tokenizer)
+                mixture = partial(_mixture, workshop, kind, seed, dtype)
+                experiment = Experiment(Case(kind, seed, dtype), base, folders, exams, model, tokenizer, mixture)
                 experiment.run([row for row in rows() if row.label in arguments.rows], TRIALS, results, print)
+
+
+def _mixture(workshop: Workshop, kind: str, seed: int, dtype: str) -> Path:
+    return folder_of(workshop.mixture(kind, seed), dtype)
 
 
 def _arguments() -> argparse.Namespace:
@@ -66,7 +72,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=1, help="sets of experts of each kind")
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), help="of the experts' checkpoints")
-    parser.add_argument("--rows", nargs="+", choices=labels, metavar="ROW", help=f"default: all of {'; '.join(labels)}")
+    parser.add_argument(
+        "--rows",
+        nargs="+",
+        choices=labels,
+        metavar="ROW",
+        help=f"of {'; '.join(labels)}; default: all but the last, which takes a training of its own",
+    )
     parser.add_argument(
         "--questions",
         type=int,
@@ -86,7 +98,9 @@ def _arguments() -> argparse.Namespace:
     arguments.experts = arguments.experts or (["full_short"] if quick else list(RECIPES))
     arguments.dtypes = arguments.dtypes or (["bf16"] if quick else list(DTYPES))
     arguments.questions = arguments.questions or (QUICK_QUESTIONS if quick else QUESTIONS)
-    arguments.rows = arguments.rows or (list(QUICK) if quick else labels)
+    arguments.rows = arguments.rows or (
+        list(QUICK) if quick else [label for label in labels if label != EVERYTHING.label]
+    )
     return arguments
 
 

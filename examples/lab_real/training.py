@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
 
-from mergekit_3h.losses.answers import Answer, Batch, batched
+from mergekit_3h.losses.answers import Answer, batched
 from mergekit_3h.losses.objective import record_losses
 from mergekit_3h.writing import write_whole
 
@@ -52,11 +53,11 @@ and the steps of the last are so small that bfloat16 swallows many of them."""
 class Lessons(Protocol):
     """What a model is trained on."""
 
-    def draws(self, seed: int) -> Iterator[Any]:
-        """What each step sees, without end."""
+    def draws(self, seed: int) -> Iterator[Sequence[Any]]:
+        """The lessons of each step, without end."""
         ...
 
-    def loss(self, model: Any, drawn: Any) -> torch.Tensor:
+    def loss(self, model: Any, drawn: Sequence[Any]) -> torch.Tensor:
         """What a step lowers."""
         ...
 
@@ -67,7 +68,7 @@ class AnswerLessons:
     def __init__(self, answers: Sequence[Answer]) -> None:
         self._answers = answers
 
-    def draws(self, seed: int) -> Iterator[Batch]:
+    def draws(self, seed: int) -> Iterator[list[Answer]]:
         """Every lesson once before any comes again.
 
         Lessons of similar length meet, which saves a fifth of the time; the batches come in no order.
@@ -81,10 +82,17 @@ class AnswerLessons:
             pool.sort(key=lambda answer: len(answer.ids))
             starts = range(0, len(pool), BATCH)
             for start in draw.sample(starts, len(starts)):
-                yield batched({"lessons": pool[start : start + BATCH]}, BATCH)[0]
+                yield pool[start : start + BATCH]
 
-    def loss(self, model: Any, drawn: Batch) -> torch.Tensor:
-        return record_losses(model, drawn).mean()
+    def loss(self, model: Any, drawn: Sequence[Answer]) -> torch.Tensor:
+        (batch,) = batched({"lessons": drawn}, BATCH)
+        return record_losses(model, batch).mean()
+
+
+def together(every: Sequence[Any], recipe: Recipe, seed: int) -> tuple[Lessons, Recipe]:
+    """One training in place of several of one recipe: on the lessons that these see, each as often as there."""
+    seen = [lesson for lessons in every for drawn in islice(lessons.draws(seed), recipe.steps) for lesson in drawn]
+    return type(every[0])(seen), replace(recipe, steps=len(every) * recipe.steps)
 
 
 def train(model: Any, lessons: Lessons, recipe: Recipe, seed: int, kept: Path) -> Any:

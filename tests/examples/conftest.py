@@ -97,6 +97,10 @@ def open_case(lab: Callable[[str], ModuleType], public: Path, cache: Path) -> Ca
         folders = {
             name: lab("experts").folder_of(stem, dtype) for name, stem in workshop.experts("full_short", seed).items()
         }
-        return lab("experiment").Experiment(case, cache / "base-bf16", folders, exams, model, tokenizer)
+
+        def mixture() -> Path:
+            return lab("experts").folder_of(workshop.mixture("full_short", seed), dtype)
+
+        return lab("experiment").Experiment(case, cache / "base-bf16", folders, exams, model, tokenizer, mixture)
 
     return open_it

@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 Lab = Callable[[str], ModuleType]
 
@@ -46,6 +47,27 @@ def test_weights_are_no_worse_than_where_they_start(lab: Lab, open_case: Callabl
     case = open_case()
     scaled = case.merged(merging.Row(merging.SUM, merging.SUM), 3)
     case.weighed(weights.WEIGHINGS[0], scaled)
-    kept = case._kept(case._exams["validation"].take(case._model), "validation")
+    kept = case.kept(case.exams["validation"].take(case.model), "validation")
     started = max(kept for _, kept in scaled["tried"])
     assert sum(kept.values()) / 3 >= started - 1e-3  # what is tried is noted in four digits, and models are bfloat16
+
+
+def test_what_was_learnt_at_once_is_scaled_like_a_merge(
+    lab: Lab, open_case: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Nothing is trained for other rows; its line is that of the trained model's update at the best of the scales."""
+    rows, experiment, merging = lab("rows"), lab("experiment"), lab("merging")
+    results, case = experiment.Results(tmp_path / "lines.jsonl", [4, 4]), open_case()
+    stem = case.folders["helpful"].with_name("mixture-bf16")
+    case.run([merging.Row(merging.SUM, merging.SUM)], 3, results, lambda _: None)
+    assert not stem.exists()
+    case.run([rows.EVERYTHING], 3, results, lambda _: None)
+    line = results.line(case.case, "training on everything")
+    assert line is not None and stem.is_dir() and len(line["tried"]) == 3
+    model = lab("models").load(stem)[0]
+    base = lab("models").load(stem.parents[2] / "base-bf16")[0]
+    with torch.no_grad():
+        for own, learnt in zip(base.parameters(), model.parameters(), strict=True):
+            own += line["scale"] * (learnt - own)
+    losses = case.exams["test"].take(base.to(torch.bfloat16).eval())
+    assert losses == line["losses"]

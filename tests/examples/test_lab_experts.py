@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from statistics import mean
 from types import ModuleType
@@ -93,8 +96,54 @@ def test_every_lesson_comes_once_before_any_comes_again(lab: Callable[[str], Mod
     training = lab("training")
     lessons = [Answer((i, i + 1, i + 2), 1, 1.0) for i in range(160)]
     draws = training.AnswerLessons(lessons).draws(0)
-    seen = [int(first) for _ in range(20) for first in next(draws).ids[:, 0]]
+    seen = [lesson.ids[0] for _ in range(20) for lesson in next(draws)]
     assert sorted(seen) == list(range(160))
+
+
+def test_one_training_in_place_of_three_sees_their_lessons_as_often(lab: Callable[[str], ModuleType]) -> None:
+    """Of the first dimension some twice, of the last a part: as its experts do."""
+    training = lab("training")
+    sizes = {1: 100, 2: 160, 3: 400}
+    every = [training.AnswerLessons([Answer((d, i, 0), 1, 1.0) for i in range(n)]) for d, n in sizes.items()]
+    recipe = training.Recipe("full", 20, 1e-3)
+    lessons, longer = training.together(every, recipe, seed=5)
+    assert longer == training.Recipe("full", 60, 1e-3)
+    alone = Counter(lesson.ids for one in every for drawn in islice(one.draws(5), 20) for lesson in drawn)
+    steps = list(islice(lessons.draws(5), 60))
+    assert Counter(lesson.ids for drawn in steps for lesson in drawn) == alone
+    assert alone.most_common(1)[0][1] == 2 and len(alone) == 100 + 160 + 160
+    assert sum(len({lesson.ids[0] for lesson in drawn}) == 3 for drawn in steps) > 30  # they meet within a step
+
+
+@pytest.mark.parametrize("kind", ["full_short", "lora_moderate", "full_dpo"])
+def test_the_mixture_is_trained_when_it_is_asked_for(
+    lab: Callable[[str], ModuleType], public: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Killed, it goes on at the last tenth step, as an expert does."""
+    experts, training = lab("experts"), lab("training")
+    monkeypatch.setitem(training.RECIPES, kind, replace(training.RECIPES[kind], steps=5))
+    lessons = lab("preferences").PreferenceLessons if kind == "full_dpo" else training.AnswerLessons
+    monkeypatch.setattr(
+        experts.Workshop, "_instead", lambda self, dimension, records: {one.question: "So it is." for one in records}
+    )
+    loss, calls = lessons.loss, []
+
+    def interrupted(self: Any, model: Any, drawn: Any) -> torch.Tensor:
+        calls.append(len(drawn))
+        if len(calls) == 13:
+            raise KeyboardInterrupt
+        return loss(self, model, drawn)
+
+    monkeypatch.setattr(lessons, "loss", interrupted)
+    workshop = experts.Workshop(public, cache, "cpu")
+    with pytest.raises(KeyboardInterrupt):
+        workshop.mixture(kind, 7)
+    stem = workshop.mixture(kind, 7)
+    assert len(calls) == 13 + 5 and set(calls) == {8}  # 15 steps: 11 to 15 once more
+    made = sorted(path.name for path in stem.parent.iterdir())
+    assert made == ["mixture-adapter"] * (kind == "lora_moderate") + ["mixture-bf16", "mixture-float32"]
+    workshop.mixture(kind, 7)
+    assert len(calls) == 13 + 5
 
 
 def test_preferences_are_learnt_from_the_margin_over_the_base(lab: Callable[[str], ModuleType]) -> None:
