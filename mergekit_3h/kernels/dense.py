@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import cast
 
 import torch
 from torch import Tensor
 
+from mergekit_3h.kernels.lapack import can_decompose, leading_vectors
 
-def eigh_in_place(gram: Tensor) -> tuple[Tensor, Tensor]:
+
+def eigh_in_place(gram: Tensor, keep: Callable[[Tensor], int] | None = None) -> tuple[Tensor, Tensor]:
     """Eigenvalues, ascending, and eigenvectors of a symmetric matrix given by its upper triangle.
 
-    On a CPU the eigenvectors take the memory of ``gram``: seen as columns, which is how LAPACK reads it, its transpose
-    needs no copy at all.
+    ``keep`` says of the values of how many of the largest the eigenvectors are wanted; without it all are. On a CPU
+    these take the memory of ``gram``.
     """
+    wanted = keep or torch.numel
+    if can_decompose(gram):
+        return leading_vectors(gram.contiguous(), wanted)
+    values, vectors = _by_driver(gram)
+    return values, vectors[:, vectors.shape[1] - wanted(values) :]
+
+
+def _by_driver(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """On a CPU seen as columns, which is how LAPACK reads it: the transpose needs no copy at all."""
     if gram.device.type != "cpu":
         pair = torch.linalg.eigh(gram, UPLO="U")  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
         return cast("tuple[Tensor, Tensor]", pair)

@@ -67,12 +67,16 @@ def gram_of(tasks: TaskMatrices, i: int, dtype: torch.dtype = torch.float64) -> 
 
 def spectrum_of_gram(gram: Tensor, rank_rule: RankFunction, method: str = "exact") -> Spectrum:
     """``exact_spectrum``, from the Gram matrix in float64, whose memory is used up."""
-    squares, vectors = eigh_in_place(gram)
-    squares = squares.clamp_min_(0).flip(0)
-    values = squares.sqrt()
-    total_square = float(squares.sum())
-    rank = rank_rule(values, total_square)
-    return Spectrum(values[:rank], vectors[:, vectors.shape[1] - rank :].flip(1), total_square, method)
+    found: list[tuple[Tensor, float]] = []
+
+    def rank(squares: Tensor) -> int:
+        squares = squares.clamp_min(0).flip(0)
+        found.append((squares.sqrt(), float(squares.sum())))
+        return rank_rule(*found[0])
+
+    _, vectors = eigh_in_place(gram, rank)
+    values, total_square = found[0]
+    return Spectrum(values[: vectors.shape[1]], vectors.flip(1), total_square, method)
 
 
 def random_vectors(count: int, columns: int, like: Tensor) -> Tensor:

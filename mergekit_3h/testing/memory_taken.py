@@ -9,7 +9,8 @@ from functools import cache
 from typing import Any
 
 BLAS_BUFFERS = 8e6
-"""What BLAS allocates at its first large product and keeps: it belongs to no matrix."""
+"""What BLAS allocates at a large product and keeps: it belongs to no matrix. What a library takes to be loaded is
+left out by a first matrix that needs it."""
 
 _MEASURED_SHAPES = [(512, 512), (1536, 384), (384, 1152)]
 
@@ -34,7 +35,7 @@ from mergekit_3h.spectral.registry import parse_options
 from mergekit_3h.spectral.tensors import matrix_bytes
 
 def measured(method):
-    for rows, columns in [(64, 64), *json.loads(sys.argv[2])]:
+    for rows, columns in [(192, 192), *json.loads(sys.argv[2])]:
         base = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0))
         experts = [base + 1e-3 * torch.randn(rows, columns) for _ in range(3)]
         with PeakMemory(torch.device("cpu")) as peak:
