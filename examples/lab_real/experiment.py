@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,20 +13,9 @@ from typing import Any
 import torch
 from measures import Exam, Losses, gain_kept
 from merging import Row, State, become, sizes, surviving, tuned, weights_of
+from results import Case, Results
 from torch import nn
 from weights import Weighing, weigh
-
-
-@dataclass(frozen=True)
-class Case:
-    """Which experts: their kind, the seed of their training, the dtype of their checkpoints."""
-
-    experts: str
-    seed: int
-    dtype: str
-
-    def __str__(self) -> str:
-        return f"{self.experts}, seed {self.seed}, {self.dtype}"
 
 
 @dataclass(frozen=True)
@@ -39,34 +26,6 @@ class Mixed:
 
 
 AnyRow = Row | Weighing | Mixed
-
-
-class Results:
-    """Lines of JSON, one an experiment. What is there already is not done again."""
-
-    def __init__(self, path: Path, questions: Sequence[int]) -> None:
-        """``questions`` are those of a dimension in validation and test; other numbers do not belong into one file."""
-        self.path, self._questions = path, list(questions)
-        self.lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        for line in self.lines:
-            if line["questions"] != self._questions:
-                sys.exit(
-                    f"--results {path}: it was measured on {line['questions']} questions for validation and test, now "
-                    f"there are {self._questions}. Give the same --questions, or another file."
-                )
-
-    def has(self, case: Case, label: str) -> bool:
-        return self.line(case, label) is not None
-
-    def line(self, case: Case, label: str) -> dict[str, Any] | None:
-        own = [line for line in self.lines if line["row"] == label and all(line[k] == v for k, v in vars(case).items())]
-        return own[0] if own else None
-
-    def add(self, line: dict[str, Any]) -> None:
-        self.lines.append({**line, "questions": self._questions})
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as file:
-            file.write(json.dumps(self.lines[-1]) + "\n")
 
 
 class Experiment:
@@ -92,31 +51,38 @@ class Experiment:
         self._base_folder, self.folders, self._mixture = base, experts, mixture
 
     @cached_property
-    def _base(self) -> State:
+    def base(self) -> State:
         return weights_of(self._base_folder, self.model)
 
     @cached_property
-    def _experts(self) -> dict[str, State]:
+    def experts(self) -> dict[str, State]:
         return {name: weights_of(folder, self.model) for name, folder in self.folders.items()}
 
     @cached_property
     def _references(self) -> dict[str, dict[str, Losses]]:
         """The losses of the base and of every expert, by part."""
         found: dict[str, dict[str, Losses]] = {}
-        for label, state in {"base": self._base, **self._experts}.items():
+        for label, state in {"base": self.base, **self.experts}.items():
             become(self.model, state)
             found[label] = {part: exam.take(self.model) for part, exam in self.exams.items()}
         return found
 
+    def _own_losses(self, part: str) -> Losses:
+        """Of every dimension's own expert, question by question; of several, their mean."""
+        found: Losses = {}
+        for name in self.case.dimensions:
+            own = [self._references[k][part][name] for k, (learnt, _) in self.case.members().items() if learnt == name]
+            found[name] = [mean(losses) for losses in zip(*own, strict=True)]
+        return found
+
     def kept(self, losses: Losses, part: str) -> dict[str, float]:
-        own = {name: self._references[name][part] for name in self._experts}
-        return gain_kept(losses, self._references["base"][part], own)
+        return gain_kept(losses, self._references["base"][part], self._own_losses(part))
 
     def run(self, rows: Sequence[AnyRow], trials: int, results: Results, say: Callable[[str], None]) -> None:
         """What is missing among base, experts and rows."""
         for label, name in {"base": "base", **{f"expert: {name}": name for name in self.folders}}.items():
             if not results.has(self.case, label):
-                about = {"sizes": sizes(self._base, self._experts[name])} if name != "base" else {}
+                about = {"sizes": sizes(self.base, self.experts[name])} if name != "base" else {}
                 results.add(self._line(label, self._references[name]["test"]) | about)
         for row in rows:
             self._measured(row, trials, results, say)
@@ -139,7 +105,7 @@ class Experiment:
     def merged(self, row: Row, trials: int) -> dict[str, Any]:
         """A line for one way to merge."""
         started = time.perf_counter()
-        merged = row.update(self._base, self._experts)
+        merged = row.update(self.base, self.experts)
         seconds = time.perf_counter() - started
         return {
             **self._tuned(row.label, merged.update, trials),
@@ -152,32 +118,35 @@ class Experiment:
     def mixed(self, row: Mixed, trials: int) -> dict[str, Any]:
         """A line for the model that learnt everything: what it learnt is scaled as if it were merged."""
         learnt = weights_of(self._mixture(), self.model)
-        return self._tuned(row.label, {name: learnt[name] - own for name, own in self._base.items()}, trials)
+        return self._tuned(row.label, {name: learnt[name] - own for name, own in self.base.items()}, trials)
 
     def _tuned(self, label: str, update: State, trials: int) -> dict[str, Any]:
         """Scaled as validation questions want it, measured on test questions."""
 
-        def losses(scale: float, part: str) -> Losses:
-            become(self.model, self._base, update, scale)
-            return self.exams[part].take(self.model)
+        def validated(scale: float) -> float:
+            become(self.model, self.base, update, scale)
+            losses = self.exams["validation"].take(self.model, self.case.dimensions)
+            return mean(self.kept(losses, "validation").values())
 
-        tried = tuned(lambda scale: mean(self.kept(losses(scale, "validation"), "validation").values()), trials)
+        tried = tuned(validated, trials)
         best = max(tried, key=tried.__getitem__)
+        become(self.model, self.base, update, best)
         return {
-            **self._line(label, losses(best, "test")),
+            **self._line(label, self.exams["test"].take(self.model)),
             "scale": best,
             "tried": [[scale, round(kept, 4)] for scale, kept in tried.items()],
-            "surviving": surviving(self._base, self._experts, update),
+            "surviving": surviving(self.base, self.experts, update),
         }
 
     def weighed(self, weighing: Weighing, scaled: Mapping[str, Any]) -> dict[str, Any]:
         """A line for one weight an expert instead of one for all; ``scaled`` is the line of the latter."""
-        base, own = self._references["base"]["validation"], self._experts
-        gains = {name: mean(base[name]) - mean(self._references[name]["validation"][name]) for name in own}
+        base, own = self._references["base"]["validation"], self._own_losses("validation")
+        gains = {name: mean(base[name]) - mean(losses) for name, losses in own.items()}
         questions = {name: self.exams["validation"].records[name] for name in own}
-        found = weigh(weighing, self.model, self._tokenizer, self._base, own, questions, gains, scaled["scale"])
+        experts, start = self.experts, scaled["scale"]
+        found = weigh(weighing, self.model, self._tokenizer, self.base, experts, questions, gains, start)
         line = self._line(weighing.label, self.exams["test"].take(self.model))
         return {**line, **vars(found), "passes": found.passes + len(scaled["tried"])}
 
     def _line(self, label: str, losses: Losses) -> dict[str, Any]:
-        return {"row": label, **vars(self.case), "kept": self.kept(losses, "test"), "losses": losses}
+        return {"row": label, **self.case.fields(), "kept": self.kept(losses, "test"), "losses": losses}

@@ -14,6 +14,7 @@ import argparse
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -77,39 +78,42 @@ class Workshop:
     cache: Path
     device: str
 
+    @cached_property
     def records(self) -> dict[str, Parts]:
         """Everything that is learnt and measured. The look-alikes' answers are the base's, asked for once."""
         return read_all(self.data, self._base_replies("look_alikes", safe_prompts(self.data)))
 
-    def experts(self, kind: str, seed: int) -> dict[str, Path]:
+    def experts(self, kind: str, seed: int, dimensions: Sequence[str] = DIMENSIONS) -> dict[str, Path]:
         """The folders of one set of experts without their dtype's ending, trained as far as they are not there."""
-        stems = {dimension: self._stem(kind, seed, dimension) for dimension in DIMENSIONS}
+        stems = {dimension: self._stem(kind, seed, dimension) for dimension in dimensions}
         missing = [name for name, stem in stems.items() if not _is_made(stem)]
-        records = self.records() if missing else {}
         for dimension in missing:
-            self._make(stems[dimension], kind, seed, {dimension: records[dimension]["train"]})
+            self._make(stems[dimension], kind, seed, [dimension])
         return stems
+
+    def expert(self, kind: str, dimension: str, seed: int) -> Path:
+        """The same of a single one."""
+        return self.experts(kind, seed, [dimension])[dimension]
 
     def mixture(self, kind: str, seed: int) -> Path:
         """The same of one model that learns what the experts of this seed learn, in one training: their lessons in
         random order, in as many steps as they take together."""
         stem = self._stem(kind, seed, MIXTURE)
         if not _is_made(stem):
-            records = self.records()
-            self._make(stem, kind, seed, {dimension: records[dimension]["train"] for dimension in DIMENSIONS})
+            self._make(stem, kind, seed, DIMENSIONS)
         return stem
 
     def _stem(self, kind: str, seed: int, name: str) -> Path:
         return self.cache / kind / f"seed{seed}" / name
 
-    def _make(self, stem: Path, kind: str, seed: int, records: Mapping[str, Sequence[Record]]) -> None:
-        """Train on the records of one dimension, or of several."""
+    def _make(self, stem: Path, kind: str, seed: int, dimensions: Sequence[str]) -> None:
+        """Train on the lessons of one dimension, or of several."""
         model, tokenizer = load(base_model(self.cache, "float32"))
         model = model.to(self.device)
         if self.device == "cpu":
             model.set_attn_implementation("eager")  # short lessons: a tenth to a sixth faster than the fused one there
         recipe = RECIPES[kind]
-        every = [self._lessons(name, own, model, tokenizer, recipe.learns_from) for name, own in records.items()]
+        every = [self._lessons(name, model, tokenizer, recipe.learns_from) for name in dimensions]
         lessons, recipe = together(every, recipe, seed) if len(every) > 1 else (every[0], recipe)
         kept = stem.with_name(f"{kind}-seed{seed}-{stem.name}.pt")
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -121,9 +125,8 @@ class Workshop:
             save(expert, tokenizer, folder_of(stem, dtype), rounding)
         kept.unlink(missing_ok=True)
 
-    def _lessons(
-        self, dimension: str, records: Sequence[Record], base: Any, tokenizer: Any, learns_from: str
-    ) -> Lessons:
+    def _lessons(self, dimension: str, base: Any, tokenizer: Any, learns_from: str) -> Lessons:
+        records = self.records[dimension]["train"]
         if learns_from == "answers":
             return AnswerLessons(short_answers(records, tokenizer))
         instead = self._instead(dimension, records)

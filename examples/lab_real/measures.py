@@ -28,8 +28,9 @@ class Exam:
         self.records = {name: short_records(records[name][part], tokenizer, most) for name in names}
         self._answers = {name: short_answers(members, tokenizer) for name, members in self.records.items()}
 
-    def take(self, model: nn.Module) -> Losses:
-        return {name: _losses(model, answers) for name, answers in self._answers.items()}
+    def take(self, model: nn.Module, names: Sequence[str] | None = None) -> Losses:
+        """All questions, or those of some dimensions."""
+        return {name: _losses(model, self._answers[name]) for name in names or self._answers}
 
 
 @torch.no_grad()
@@ -41,14 +42,14 @@ def _losses(model: nn.Module, answers: Sequence[Answer]) -> list[float]:
     return found
 
 
-def gain_kept(merged: Losses, base: Losses, experts: Mapping[str, Losses]) -> dict[str, float]:
-    """(base - merge) / (base - own expert) for every dimension."""
+def gain_kept(merged: Losses, base: Losses, own: Losses) -> dict[str, float]:
+    """(base - merge) / (base - own expert) for every dimension that ``own`` has the losses of."""
     kept: dict[str, float] = {}
-    for name in DIMENSIONS:
-        gain = mean(base[name]) - mean(experts[name][name])
+    for name, losses in own.items():
+        gain = mean(base[name]) - mean(losses)
         if gain <= 0:
             sys.exit(
-                f"the expert for {name} answers no better than the base (loss {mean(experts[name][name]):.3f}, base "
+                f"the expert for {name} answers no better than the base (loss {mean(losses):.3f}, base "
                 f"{mean(base[name]):.3f}), so a merge can keep no share of its gain. Train it longer."
             )
         kept[name] = (mean(base[name]) - mean(merged[name])) / gain

@@ -10,13 +10,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
 
 from data import BESIDES, DIMENSIONS
+from results import THREE, Case
 
 from mergekit_3h.evaluation.intervals import Interval, interval_of, resampled_means
 
@@ -38,6 +39,11 @@ OBSERVED = (
     *(f"{row} - sum" for row in COMPARED),
 )
 Line = dict[str, Any]
+Group = tuple[str, str, str]
+"""Kind and dtype of the experts, and which of them are merged together."""
+
+NUMBERS = {"pair": "2", THREE: "3", "six": "6"}
+TITLES = {THREE: "", "pair": ", helpful and harmless alone", "six": ", six of two seeds"}
 
 
 def main() -> None:
@@ -66,27 +72,37 @@ def inserted(page: str, tables: str) -> str:
 
 
 def report(lines: Sequence[Line]) -> str:
-    """A table for each kind of experts and each dtype of their checkpoints."""
-    groups: defaultdict[tuple[str, str], list[Line]] = defaultdict(list)
+    """A table for each kind of experts, each dtype of their checkpoints and each number of them."""
+    groups: defaultdict[Group, list[Line]] = defaultdict(list)
     for line in lines:
-        groups[line["experts"], line["dtype"]].append(line)
-    tables = [f"{_title(*group, found)}\n\n{table(found)}" for group, found in groups.items()]
+        case = Case.of(line)
+        groups[case.experts, case.dtype, case.together].append(line)
+    tables = [f"{_title(group, found)}\n\n{table(found)}" for group, found in groups.items()]
+    if any(together != THREE for _, _, together in groups):
+        tables.append(f"**How many experts**\n\n{numbers(groups)}")
     return "\n\n".join([*tables, f"**What tells beforehand**\n\n{observables(groups)}"])
 
 
-def _title(kind: str, dtype: str, lines: Sequence[Line]) -> str:
+def _title(group: Group, lines: Sequence[Line]) -> str:
+    kind, dtype, together = group
     seeds = sorted({line["seed"] for line in lines})
     questions = len(lines[0]["losses"][DIMENSIONS[0]])
     what = f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds"
-    return f"**Experts `{kind}` in {dtype}** ({what}, {questions} test questions a dimension)"
+    name = f"**Experts `{kind}` in {dtype}{TITLES[together]}**"
+    return f"{name} ({what}, {questions} test questions a dimension)"
 
 
 def table(lines: Sequence[Line]) -> str:
+    by_row = _by_row(lines)
+    rows = [HEAD, ["---"] * len(HEAD), *(_cells(row, found, by_row) for row, found in by_row.items())]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _by_row(lines: Sequence[Line]) -> dict[str, list[Line]]:
     by_row: defaultdict[str, list[Line]] = defaultdict(list)
     for line in sorted(lines, key=lambda line: line["seed"]):
         by_row[line["row"]].append(line)
-    rows = [HEAD, ["---"] * len(HEAD), *(_cells(row, found, by_row) for row, found in by_row.items())]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return by_row
 
 
 def _cells(row: str, found: Sequence[Line], by_row: dict[str, list[Line]]) -> list[str]:
@@ -94,34 +110,59 @@ def _cells(row: str, found: Sequence[Line], by_row: dict[str, list[Line]]) -> li
     return [
         row,
         _over_seeds([_kept(line) for line in found]),
-        *(f"{mean(line['kept'][name] for line in found):.3f}" for name in DIMENSIONS),
+        *(
+            f"{mean(line['kept'][name] for line in found):.3f}" if name in found[0]["kept"] else ""
+            for name in DIMENSIONS
+        ),
         _against(found, by_row) if is_merge and row != REFERENCE else "",
         f"{median(line['scale'] for line in found):.2f}" if "scale" in found[0] else "",
         *(f"{mean(mean(line['losses'][name]) for line in found):.3f}" for name in BESIDES),
     ]
 
 
-def observables(groups: Mapping[tuple[str, str], Sequence[Line]]) -> str:
+def numbers(groups: Mapping[Group, Sequence[Line]]) -> str:
+    """What the sum keeps of two, three and six experts, and what other merges keep more."""
+    counts = Counter(group[:2] for group in groups)
+    rows = [("experts", "n", "seeds", REFERENCE, *(f"{row} - sum" for row in COMPARED))]
+    rows.append(("---",) * len(rows[0]))
+    for (kind, dtype, together), lines in sorted(groups.items(), key=lambda item: (*item[0][:2], NUMBERS[item[0][2]])):
+        by_row = _by_row(lines)
+        if counts[kind, dtype] > 1 and REFERENCE in by_row:
+            sums = by_row[REFERENCE]
+            more = [_against(by_row[row], by_row) if row in by_row else "" for row in COMPARED]
+            kept = _over_seeds([_kept(line) for line in sums])
+            rows.append((f"`{kind}`, {dtype}", NUMBERS[together], str(len(sums)), kept, *more))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def observables(groups: Mapping[Group, Sequence[Line]]) -> str:
     """What can be seen before anything is merged, means over seeds, beside what merges then keep."""
     rows = [OBSERVED, ["---"] * len(OBSERVED)]
-    for (kind, dtype), lines in groups.items():
+    for (kind, dtype, together), lines in groups.items():
         seen = [
             _observed([line for line in lines if line["seed"] == seed]) for seed in sorted({n["seed"] for n in lines})
         ]
         kept = {row: mean(_kept(line) for line in lines if line["row"] == row) for row in {n["row"] for n in lines}}
         more = [f"{kept[row] - kept[REFERENCE]:+.3f}" if {row, REFERENCE} <= kept.keys() else "" for row in COMPARED]
-        rows.append([f"`{kind}`, {dtype}", *(f"{mean(values):.3g}" for values in zip(*seen, strict=True)), *more])
+        rows.append(
+            [
+                f"`{kind}`, {dtype}{TITLES[together]}",
+                *(f"{mean(values):.3g}" for values in zip(*seen, strict=True)),
+                *more,
+            ]
+        )
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def _observed(lines: Sequence[Line]) -> tuple[float, ...]:
     """Of one set of experts: size, imbalance, what they add to others' losses over their gain, and to everyday ones."""
     by_row = {line["row"]: line for line in lines}
-    base, experts = by_row["base"], {name: by_row[f"expert: {name}"] for name in DIMENSIONS}
-    norms = [expert["sizes"]["norm"] for expert in experts.values()]
-    worse = [0.0 - line["kept"][other] for name, line in experts.items() for other in DIMENSIONS if other != name]
-    forgotten = [mean(line["losses"][EVERYDAY]) - mean(base["losses"][EVERYDAY]) for line in experts.values()]
-    size = mean(expert["sizes"]["relative"] for expert in experts.values())
+    base, members = by_row["base"], Case.of(lines[0]).members()
+    experts = [(dimension, by_row[f"expert: {name}"]) for name, (dimension, _) in members.items()]
+    norms = [line["sizes"]["norm"] for _, line in experts]
+    worse = [0.0 - kept for own, line in experts for other, kept in line["kept"].items() if other != own]
+    forgotten = [mean(line["losses"][EVERYDAY]) - mean(base["losses"][EVERYDAY]) for _, line in experts]
+    size = mean(line["sizes"]["relative"] for _, line in experts)
     return size, max(norms) / min(norms), mean(worse), mean(forgotten)
 
 
@@ -140,17 +181,21 @@ def _against(found: Sequence[Line], by_row: dict[str, list[Line]]) -> str:
 
 def interval(line: Line, other: Line, by_row: dict[str, list[Line]]) -> Interval:
     """Of the difference, over test questions drawn again: the same ones for both merges, the base and the experts."""
+    case = Case.of(line)
     base, *experts = (
         next(one for one in by_row[row] if one["seed"] == line["seed"])
-        for row in ("base", *(f"expert: {name}" for name in DIMENSIONS))
+        for row in ("base", *(f"expert: {name}" for name in case.members()))
     )
 
     def drawn(one: Line, name: str) -> Any:
         return resampled_means(one["losses"][name], RESAMPLES, 0, name)
 
+    def own(name: str) -> Any:
+        learnt = [expert for expert, (own, _) in zip(experts, case.members().values(), strict=True) if own == name]
+        return sum(drawn(expert, name) for expert in learnt) / len(learnt)
+
     differences = [
-        (drawn(other, name) - drawn(line, name)) / (drawn(base, name) - drawn(expert, name))
-        for name, expert in zip(DIMENSIONS, experts, strict=True)
+        (drawn(other, name) - drawn(line, name)) / (drawn(base, name) - own(name)) for name in case.dimensions
     ]
     return interval_of(sum(differences) / len(differences))
 

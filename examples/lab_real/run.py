@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Iterator
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -17,10 +19,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 import transformers
 from data import require_files
-from experiment import Case, Experiment, Results
+from experiment import Experiment
 from experts import Workshop, folder_of
 from measures import Exam
 from models import DTYPES, base_model, load
+from results import THREE, TOGETHER, Case, Results
 from rows import EVERYTHING, QUICK, rows
 from training import RECIPES
 
@@ -40,7 +43,7 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     workshop = Workshop(arguments.data, arguments.cache, arguments.device)
-    records = workshop.records()
+    records = workshop.records
     base = base_model(arguments.cache, "bf16")
     model, tokenizer = load(base)
     model = model.to(arguments.device, torch.bfloat16).eval()
@@ -48,18 +51,29 @@ def main() -> None:
         part: Exam(records, part, tokenizer, most, besides=part == "test")
         for part, most in zip(PARTS, arguments.questions, strict=True)
     }
-    for kind in arguments.experts:
-        for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
-            stems = workshop.experts(kind, seed)
-            for dtype in arguments.dtypes:
-                folders = {name: folder_of(stem, dtype) for name, stem in stems.items()}
-                mixture = partial(_mixture, workshop, kind, seed, dtype)
-                experiment = Experiment(Case(kind, seed, dtype), base, folders, exams, model, tokenizer, mixture)
-                experiment.run([row for row in rows() if row.label in arguments.rows], TRIALS, results, print)
+    for case in cases(arguments):
+        folders = {name: workshop.expert(case.experts, *who) for name, who in case.members().items()}
+        experiment = Experiment(
+            case,
+            base,
+            {name: folder_of(stem, case.dtype) for name, stem in folders.items()},
+            exams,
+            model,
+            tokenizer,
+            partial(_mixture, workshop, case),
+        )
+        experiment.run([row for row in rows() if row.label in arguments.rows], TRIALS, results, print)
 
 
-def _mixture(workshop: Workshop, kind: str, seed: int, dtype: str) -> Path:
-    return folder_of(workshop.mixture(kind, seed), dtype)
+def cases(arguments: argparse.Namespace) -> Iterator[Case]:
+    """One set of experts after the other, in every way to take them together, then of either dtype."""
+    seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
+    for kind, seed, together, dtype in product(arguments.experts, seeds, arguments.together, arguments.dtypes):
+        yield Case(kind, seed, dtype, together)
+
+
+def _mixture(workshop: Workshop, case: Case) -> Path:
+    return folder_of(workshop.mixture(case.experts, case.seed), case.dtype)
 
 
 def _arguments() -> argparse.Namespace:
@@ -71,6 +85,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--experts", nargs="+", choices=list(RECIPES), metavar="KIND", help=", ".join(RECIPES))
     parser.add_argument("--seeds", type=int, default=1, help="sets of experts of each kind")
     parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument(
+        "--together",
+        nargs="+",
+        choices=list(TOGETHER),
+        default=[THREE],
+        help="which experts are merged: " + "; ".join(f"{name}, {what}" for name, what in TOGETHER.items()),
+    )
     parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), help="of the experts' checkpoints")
     parser.add_argument(
         "--rows",
@@ -101,6 +122,8 @@ def _arguments() -> argparse.Namespace:
     arguments.rows = arguments.rows or (
         list(QUICK) if quick else [label for label in labels if label != EVERYTHING.label]
     )
+    if EVERYTHING.label in arguments.rows and arguments.together != [THREE]:
+        parser.error(f"--rows: {EVERYTHING.label!r} is what three experts learn; leave it, or --together, out")
     return arguments
 
 

@@ -86,20 +86,18 @@ def open_case(lab: Callable[[str], ModuleType], public: Path, cache: Path) -> Ca
     workshop = lab("experts").Workshop(public, cache, "cpu")
     model, tokenizer = lab("models").load(cache / "base-bf16")
     model = model.to(torch.bfloat16).eval()
-    records = workshop.records()
+    records = workshop.records
     exams = {
         part: lab("measures").Exam(records, part, tokenizer, 4, besides=part == "test")
         for part in ("validation", "test")
     }
 
-    def open_it(dtype: str = "bf16", seed: int = 0) -> Any:
-        case = lab("experiment").Case("full_short", seed, dtype)
-        folders = {
-            name: lab("experts").folder_of(stem, dtype) for name, stem in workshop.experts("full_short", seed).items()
-        }
+    def open_it(dtype: str = "bf16", seed: int = 0, together: str = "three") -> Any:
+        case, folder_of = lab("results").Case("full_short", seed, dtype, together), lab("experts").folder_of
+        folders = {name: folder_of(workshop.expert("full_short", *who), dtype) for name, who in case.members().items()}
 
         def mixture() -> Path:
-            return lab("experts").folder_of(workshop.mixture("full_short", seed), dtype)
+            return folder_of(workshop.mixture("full_short", seed), dtype)
 
         return lab("experiment").Experiment(case, cache / "base-bf16", folders, exams, model, tokenizer, mixture)
 

@@ -28,7 +28,7 @@ def answers(count: int) -> list[Answer]:
 
 def test_no_question_is_in_two_parts(lab: Callable[[str], ModuleType], public: Path, cache: Path) -> None:
     data = lab("data")
-    records = lab("experts").Workshop(public, cache, "cpu").records()
+    records = lab("experts").Workshop(public, cache, "cpu").records
     assert list(records) == [*data.DIMENSIONS, *data.BESIDES]
     for parts in records.values():
         asked = [{record.question for record in records} for records in parts.values()]
@@ -40,7 +40,7 @@ def test_no_question_is_in_two_parts(lab: Callable[[str], ModuleType], public: P
 def test_harmless_lessons_are_refusals_and_a_quarter_of_look_alikes(
     lab: Callable[[str], ModuleType], public: Path, cache: Path
 ) -> None:
-    records = lab("experts").Workshop(public, cache, "cpu").records()
+    records = lab("experts").Workshop(public, cache, "cpu").records
     is_refusal = lab("data").is_refusal
     train = records["harmless"]["train"]
     look_alikes = [record for record in train if record.set == "overrefusal"]

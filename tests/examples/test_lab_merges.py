@@ -116,6 +116,33 @@ def test_what_is_seen_beforehand_stands_beside_what_is_kept(
     assert [cell.strip() for cell in row.split("|")][1:7] == ["`full_short`, bf16", "0.1", "2", "0", "0.5", "+0.150"]
 
 
+def test_other_numbers_of_experts_have_tables_of_their_own(
+    lab: Callable[[str], ModuleType], lines: list[dict[str, Any]]
+) -> None:
+    """A pair keeps of two dimensions; six have two experts of each, whose mean loss is what a merge is held against."""
+    report, results = lab("report"), lab("results")
+    pair = [{**line, "together": "pair", "kept": {**line["kept"]}} for line in lines if line["row"] != "expert: honest"]
+    for line in pair:
+        del line["kept"]["honest"]
+    six = [{**line, "together": "six"} for line in lines if line["seed"] == 0]
+    for line in [line for line in six if line["row"].startswith("expert: ")]:
+        six.append({**line, "row": f"{line['row']}-1"})
+        line["row"] += "-0"
+    tables = report.report([*six, *lines, *pair]).split("\n\n")
+    assert tables[0].startswith("**Experts `full_short` in bf16, six of two seeds** (seed 0, ")
+    assert "+0.100 [+0.100, +0.100]" in tables[1]
+    (of_pair,) = [i for i, one in enumerate(tables) if "helpful and harmless alone" in one and one.startswith("**")]
+    (row,) = [row for row in tables[of_pair + 1].splitlines() if row.startswith("| tsvm ")]
+    assert [cell.strip() for cell in row.split("|")][2:6] == ["0.750 ± 0.050", "0.750", "", "0.750"]
+    counted = tables[tables.index("**How many experts**") + 1].splitlines()[2:]
+    assert [[cell.strip() for cell in row.split("|")][2:6] for row in counted] == [
+        ["2", "2", "0.600 ± 0.000", "+0.150 ± 0.050"],
+        ["3", "2", "0.600 ± 0.000", "+0.150 ± 0.050"],
+        ["6", "1", "0.600", "+0.100 [+0.100, +0.100]"],
+    ]
+    assert results.Case.of(six[0]).members()["honest-1"] == ("honest", 1)
+
+
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(EXAMPLE / "run.py"), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
@@ -162,6 +189,11 @@ def test_a_run_goes_on_where_it_was_killed(public: Path, cache: Path, tmp_path: 
     [
         (["--data", "nowhere"], "gsm8k_train_2500.jsonl"),
         (["--data", ".", "--rows", "ties"], "invalid choice: 'ties'"),
+        (["--data", ".", "--together", "seven"], "invalid choice: 'seven'"),
+        (
+            ["--data", ".", "--together", "pair", "--rows", "training on everything"],
+            "--rows: 'training on everything' is what three experts learn",
+        ),
         (["--data", ".", "--questions", 8, 0], "--questions: got [8, 0], expected 1 or more of each part"),
     ],
 )
