@@ -101,6 +101,9 @@ class AwaitedMerge(ExecuteMergeMethodTask):
         return {"tensors": BegunMerge(merge=self)}
 
     def execute(self, tensors: Any, **_: Any) -> Tensor | None:
+        """What was begun; who executes the task outside of the graph gives it the models' tensors, as mergekit's."""
+        if isinstance(tensors, dict):
+            return self._merged(tensors)
         return tensors.result() if isinstance(tensors, Begun) else tensors
 
     def group_label(self) -> str | None:

@@ -52,6 +52,19 @@ def test_static_config_gives_the_same_bits(combine: str, trained: Trained, absol
     assert not same_bits(absolute / "searched", trained.base)
 
 
+def test_a_spectral_merge_is_written_on_several_threads(trained: Trained, absolute: Path) -> None:
+    """There mergekit's tasks of the static merge begin and fetch their work, and here they are given the tensors."""
+    torch.set_num_threads(2)
+    try:
+        config = trained.config(combine="tsvm", report=str(absolute / "report"), max_evaluations=3)
+        mergekit_yaml(config, absolute / "searched")
+        static = yaml.safe_load((absolute / "report" / "static.yml").read_text())
+        mergekit_yaml(static, absolute / "static")
+    finally:
+        torch.set_num_threads(1)
+    assert same_bits(absolute / "searched", absolute / "static")
+
+
 def test_report(trained: Trained, absolute: Path) -> None:
     folder = absolute / "report"
     mergekit_yaml(trained.config(report=str(folder), layer_granularity=1), absolute / "out")
