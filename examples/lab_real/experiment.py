@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from measures import Exam, Losses, gain_kept
+from mechanism import observed
 from merging import Row, State, become, sizes, surviving, tuned, weights_of
 from results import Case, Results
 from torch import nn
@@ -25,7 +26,14 @@ class Mixed:
     label: str
 
 
-AnyRow = Row | Weighing | Mixed
+@dataclass(frozen=True)
+class Observing:
+    """Of the experts' updates, before anything is merged."""
+
+    label: str
+
+
+AnyRow = Row | Weighing | Mixed | Observing
 
 
 class Experiment:
@@ -92,6 +100,10 @@ class Experiment:
         line = results.line(self.case, row.label)
         if line is not None:
             return line
+        if isinstance(row, Observing):
+            line = {"row": row.label, **self.case.fields(), "values": observed(self.base, self.experts)}
+            results.add(line)
+            return line
         if isinstance(row, Weighing):
             line = self.weighed(row, self._measured(Row(row.method, row.method), trials, results, say))
         else:
@@ -111,7 +123,8 @@ class Experiment:
             **self._tuned(row.label, merged.update, trials),
             "method": row.method,
             "options": row.options,
-            "rank": merged.rank,
+            "rank": merged.about.get("rank"),
+            "reports": {name: value for name, value in merged.about.items() if name != "rank"},
             "merge_seconds": round(seconds, 1),
         }
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import isclose
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import torch
+from mechanism import Matrix, of_merge
 from torch import Tensor, nn
 
 from mergekit_3h.spectral.registry import parse_options
@@ -24,10 +24,10 @@ FIRST_SCALES = (0.5, 1.0, 2.0)
 
 @dataclass(frozen=True)
 class Merged:
-    """M, and the number of directions kept over the smaller side, a mean of the matrices, where a method has ranks."""
+    """M, and what the method's reports say of it."""
 
     update: State
-    rank: float | None = None
+    about: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,17 @@ class Row:
             every = experts.values()
             return Merged({name: torch.stack([e[name] - own for e in every]).sum(0) for name, own in base.items()})
         method, weights = parse_options(self.method, self.options), dict.fromkeys(experts, 1.0)
-        seen: list[MergedTensor] = []
+        seen: list[Matrix] = []
+
+        def watch(one: MergedTensor) -> None:
+            if one.report is not None:
+                seen.append(Matrix(one.report, min(one.base.shape)))
+
         update: State = {}
         for name, own in base.items():
             tensors = {label: expert[name] for label, expert in experts.items()}
-            update[name] = merge_tensor(name, own, tensors, weights, method, watch=seen.append) - own
-        ranks = [sum(one.report.ranks) / min(one.base.shape) for one in seen if one.report is not None]
-        return Merged(update, mean(ranks) if ranks else None)
+            update[name] = merge_tensor(name, own, tensors, weights, method, watch=watch) - own
+        return Merged(update, of_merge(seen))
 
 
 def weights_of(folder: Path, like: nn.Module) -> State:

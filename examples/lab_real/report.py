@@ -13,37 +13,22 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import mean, median, stdev
+from statistics import mean, median
 from typing import Any
 
+from board import COMPARED, NUMBERS, REFERENCE, TITLES, Group, Line, kept, markdown, over_seeds
 from data import BESIDES, DIMENSIONS
+from predictors import SEEN, companions, observables
 from results import THREE, Case
 
 from mergekit_3h.evaluation.intervals import Interval, interval_of, resampled_means
 
 HERE = Path(__file__).parent
-REFERENCE = "task_arithmetic"
 BEGIN, END = "<!-- tables of examples/lab_real/report.py -->", "<!-- end of the tables -->"
 RESAMPLES = 2000
 """Of the questions, for an interval."""
 
 HEAD = ("row", "gain kept", *DIMENSIONS, "more than the sum", "scale", *(f"loss, {name}" for name in BESIDES))
-EVERYDAY = BESIDES[1]
-COMPARED = ("tsvm", "iso_c", "iso_c, power 0.5")
-OBSERVED = (
-    "experts",
-    "size",
-    "imbalance",
-    "worsening",
-    "forgetting, nats",
-    *(f"{row} - sum" for row in COMPARED),
-)
-Line = dict[str, Any]
-Group = tuple[str, str, str]
-"""Kind and dtype of the experts, and which of them are merged together."""
-
-NUMBERS = {"pair": "2", THREE: "3", "six": "6"}
-TITLES = {THREE: "", "pair": ", helpful and harmless alone", "six": ", six of two seeds"}
 
 
 def main() -> None:
@@ -74,13 +59,18 @@ def inserted(page: str, tables: str) -> str:
 def report(lines: Sequence[Line]) -> str:
     """A table for each kind of experts, each dtype of their checkpoints and each number of them."""
     groups: defaultdict[Group, list[Line]] = defaultdict(list)
+    seen: dict[Case, Line] = {}
     for line in lines:
         case = Case.of(line)
-        groups[case.experts, case.dtype, case.together].append(line)
+        if line["row"] == SEEN:
+            seen[case] = line
+        else:
+            groups[case.experts, case.dtype, case.together].append(line)
     tables = [f"{_title(group, found)}\n\n{table(found)}" for group, found in groups.items()]
     if any(together != THREE for _, _, together in groups):
         tables.append(f"**How many experts**\n\n{numbers(groups)}")
-    return "\n\n".join([*tables, f"**What tells beforehand**\n\n{observables(groups)}"])
+    tables.append(f"**What tells beforehand**\n\n{observables(groups, seen)}")
+    return "\n\n".join([*tables, f"**What goes with it**\n\n{companions(groups, seen)}"])
 
 
 def _title(group: Group, lines: Sequence[Line]) -> str:
@@ -94,8 +84,8 @@ def _title(group: Group, lines: Sequence[Line]) -> str:
 
 def table(lines: Sequence[Line]) -> str:
     by_row = _by_row(lines)
-    rows = [HEAD, ["---"] * len(HEAD), *(_cells(row, found, by_row) for row, found in by_row.items())]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    rows = [HEAD, *(_cells(row, found, by_row) for row, found in by_row.items())]
+    return markdown(rows)
 
 
 def _by_row(lines: Sequence[Line]) -> dict[str, list[Line]]:
@@ -109,7 +99,7 @@ def _cells(row: str, found: Sequence[Line], by_row: dict[str, list[Line]]) -> li
     is_merge = row != "base" and not row.startswith("expert: ")
     return [
         row,
-        _over_seeds([_kept(line) for line in found]),
+        over_seeds([kept(line) for line in found]),
         *(
             f"{mean(line['kept'][name] for line in found):.3f}" if name in found[0]["kept"] else ""
             for name in DIMENSIONS
@@ -124,46 +114,14 @@ def numbers(groups: Mapping[Group, Sequence[Line]]) -> str:
     """What the sum keeps of two, three and six experts, and what other merges keep more."""
     counts = Counter(group[:2] for group in groups)
     rows = [("experts", "n", "seeds", REFERENCE, *(f"{row} - sum" for row in COMPARED))]
-    rows.append(("---",) * len(rows[0]))
     for (kind, dtype, together), lines in sorted(groups.items(), key=lambda item: (*item[0][:2], NUMBERS[item[0][2]])):
         by_row = _by_row(lines)
         if counts[kind, dtype] > 1 and REFERENCE in by_row:
             sums = by_row[REFERENCE]
             more = [_against(by_row[row], by_row) if row in by_row else "" for row in COMPARED]
-            kept = _over_seeds([_kept(line) for line in sums])
-            rows.append((f"`{kind}`, {dtype}", NUMBERS[together], str(len(sums)), kept, *more))
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def observables(groups: Mapping[Group, Sequence[Line]]) -> str:
-    """What can be seen before anything is merged, means over seeds, beside what merges then keep."""
-    rows = [OBSERVED, ["---"] * len(OBSERVED)]
-    for (kind, dtype, together), lines in groups.items():
-        seen = [
-            _observed([line for line in lines if line["seed"] == seed]) for seed in sorted({n["seed"] for n in lines})
-        ]
-        kept = {row: mean(_kept(line) for line in lines if line["row"] == row) for row in {n["row"] for n in lines}}
-        more = [f"{kept[row] - kept[REFERENCE]:+.3f}" if {row, REFERENCE} <= kept.keys() else "" for row in COMPARED]
-        rows.append(
-            [
-                f"`{kind}`, {dtype}{TITLES[together]}",
-                *(f"{mean(values):.3g}" for values in zip(*seen, strict=True)),
-                *more,
-            ]
-        )
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def _observed(lines: Sequence[Line]) -> tuple[float, ...]:
-    """Of one set of experts: size, imbalance, what they add to others' losses over their gain, and to everyday ones."""
-    by_row = {line["row"]: line for line in lines}
-    base, members = by_row["base"], Case.of(lines[0]).members()
-    experts = [(dimension, by_row[f"expert: {name}"]) for name, (dimension, _) in members.items()]
-    norms = [line["sizes"]["norm"] for _, line in experts]
-    worse = [0.0 - kept for own, line in experts for other, kept in line["kept"].items() if other != own]
-    forgotten = [mean(line["losses"][EVERYDAY]) - mean(base["losses"][EVERYDAY]) for _, line in experts]
-    size = mean(line["sizes"]["relative"] for _, line in experts)
-    return size, max(norms) / min(norms), mean(worse), mean(forgotten)
+            shares = over_seeds([kept(line) for line in sums])
+            rows.append((f"`{kind}`, {dtype}", NUMBERS[together], str(len(sums)), shares, *more))
+    return markdown(rows)
 
 
 def _against(found: Sequence[Line], by_row: dict[str, list[Line]]) -> str:
@@ -173,10 +131,10 @@ def _against(found: Sequence[Line], by_row: dict[str, list[Line]]) -> str:
     if not pairs:
         return ""
     if len(pairs) > 1:
-        return _over_seeds([_kept(line) - _kept(other) for line, other in pairs], sign="+")
+        return over_seeds([kept(line) - kept(other) for line, other in pairs], sign="+")
     ((line, other),) = pairs
     about = interval(line, other, by_row)
-    return f"{_kept(line) - _kept(other):+.3f} [{about.low:+.3f}, {about.high:+.3f}]"
+    return f"{kept(line) - kept(other):+.3f} [{about.low:+.3f}, {about.high:+.3f}]"
 
 
 def interval(line: Line, other: Line, by_row: dict[str, list[Line]]) -> Interval:
@@ -198,15 +156,6 @@ def interval(line: Line, other: Line, by_row: dict[str, list[Line]]) -> Interval
         (drawn(other, name) - drawn(line, name)) / (drawn(base, name) - own(name)) for name in case.dimensions
     ]
     return interval_of(sum(differences) / len(differences))
-
-
-def _kept(line: Line) -> float:
-    return mean(line["kept"].values())
-
-
-def _over_seeds(values: Sequence[float], sign: str = "") -> str:
-    error = f" ± {stdev(values) / len(values) ** 0.5:.3f}" if len(values) > 1 else ""
-    return f"{mean(values):{sign}.3f}{error}"
 
 
 if __name__ == "__main__":

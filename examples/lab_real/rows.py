@@ -1,12 +1,13 @@
-"""What is compared: the sum, the spectral family with its options, weights found by a search, and no merge at all."""
+"""What is compared: the sum, the spectral family with its options, weights found by a search, and no merge at all;
+and what is seen of the experts beforehand."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from experiment import Mixed
+from experiment import AnyRow, Mixed, Observing
 from merging import SUM, Row
-from weights import WEIGHINGS, Weighing
+from weights import WEIGHINGS
 
 from mergekit_3h.spectral.registry import names, option_names
 
@@ -22,7 +23,7 @@ QUICK = (SUM, "tsvm")
 EVERYTHING = Mixed("training on everything")
 
 
-def rows() -> list[Row | Weighing | Mixed]:
+def rows() -> list[AnyRow]:
     """Those that tell most come first; a spectral method that another package brings has its own, too."""
     found = [Row(SUM, SUM), *(Row(name, name) for name in names())]
     found += [Row(label, label.split(",")[0], options) for label, options in VARIANTS.items()]
@@ -32,7 +33,7 @@ def rows() -> list[Row | Weighing | Mixed]:
         for name in names()
         if "outlier_weighting" in option_names(name)
     ]
-    return [*found, *WEIGHINGS, EVERYTHING]
+    return [*found, *WEIGHINGS, Observing("observables"), EVERYTHING]
 
 
 def _without_floor(row: Row) -> Row:
