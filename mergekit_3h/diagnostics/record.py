@@ -21,7 +21,7 @@ from torch import Tensor
 from mergekit_3h.diagnostics.lines import GrowingLines, LinesError, read_lines
 from mergekit_3h.errors import OptionError
 from mergekit_3h.kernels.devices import computing_device
-from mergekit_3h.kernels.tasks import BLOCK_ELEMENTS_ON_DEVICE, CACHE_ELEMENTS
+from mergekit_3h.kernels.tasks import BLOCK_ELEMENTS_ON_DEVICE
 from mergekit_3h.kernels.values import floats
 from mergekit_3h.kernels.workers import spans
 
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 
 RECORD = "record.jsonl"
 FORMAT = 1
+
+BLOCK_ELEMENTS = 1 << 18
+"""Elements looked at at once on a CPU, in four blocks of 1 MB for float32. On shapes of a small model that took a third
+less time than a quarter of it, where the calls count, and 7 % more than twice of it."""
 
 
 @dataclass(frozen=True)
@@ -50,27 +54,38 @@ class MatrixOutcome:
 
 def outcome(base: Tensor, experts: Sequence[Tensor], exact: Tensor, result: Tensor) -> MatrixOutcome:
     """``exact`` is base and update before they were rounded to the ``result``. One pass, a block at a time."""
-    device = computing_device(base.device)
-    n, flat = len(experts), [tensor.reshape(-1) for tensor in (base, exact, result, *experts)]
-    sums = torch.zeros(2 * n + 4, dtype=torch.float64, device=device)
-    step = CACHE_ELEMENTS if device.type == "cpu" else BLOCK_ELEMENTS_ON_DEVICE
-    for part in spans(base.numel(), step):
-        start, unrounded, rounded, *others = (tensor[part].to(device, exact.dtype) for tensor in flat)
-        update = unrounded - start
-        is_kept = rounded == start
-        terms = [update @ update, (~is_kept).sum(), (is_kept & (update != 0)).sum()]
-        terms.append((rounded - unrounded).square_().sum())
-        for other in others:
-            delta = other - start
+    device, elements, is_rounded = computing_device(base.device), base.numel(), result.dtype != exact.dtype
+    step = BLOCK_ELEMENTS if device.type == "cpu" else BLOCK_ELEMENTS_ON_DEVICE
+    memory = torch.empty(4, min(step, elements), dtype=exact.dtype, device=device)
+    sums = torch.zeros(2 * len(experts) + 4, dtype=torch.float64, device=device)
+    flat = [tensor.reshape(-1) for tensor in (base, exact, result, *experts)]
+    for part in spans(elements, step):
+        base_part, exact_part, result_part, *expert_parts = (tensor[part] for tensor in flat)
+        start, update, other, scratch = memory[:, : exact_part.numel()]
+        unrounded = exact_part.to(device)
+        torch.sub(unrounded, start.copy_(base_part), out=update)
+        terms = [update @ update, _differing(unrounded, start, scratch)]
+        if is_rounded:
+            torch.sub(scratch.copy_(result_part), unrounded, out=other)
+            terms += [other @ other, _differing(scratch, start, other)]
+        else:
+            terms += [update.new_zeros(()), terms[1]]
+        for expert_part in expert_parts:
+            delta = other.copy_(expert_part).sub_(start)
             terms += [update @ delta, delta @ delta]
-        sums += torch.stack([term.to(torch.float64) for term in terms])
-    square, changed, away, moved, *products = floats(sums)
+        sums += torch.stack(terms)
+    square, moving, rounding, changed, *products = floats(sums)
     return MatrixOutcome(
         surviving=[_ratio(dot, own) for dot, own in zip(products[::2], products[1::2], strict=True)],
-        changed=_ratio(changed, base.numel()),
-        rounded_away=_ratio(away, base.numel()),
-        rounding_distance=_ratio(moved, square) ** 0.5,
+        changed=_ratio(changed, elements),
+        rounded_away=_ratio(moving - changed, elements),  # what the merge left alone, rounding leaves alone
+        rounding_distance=_ratio(rounding, square) ** 0.5,
     )
+
+
+def _differing(one: Tensor, other: Tensor, memory: Tensor) -> Tensor:
+    """How many entries are not the same: a count, though in floats, which is several times faster than of booleans."""
+    return torch.ne(one, other, out=memory).sum()
 
 
 def _ratio(part: float, whole: float) -> float:
