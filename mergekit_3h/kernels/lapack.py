@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mergekit_3h.kernels.workers import blas_threads
 
-SMALLEST = 128
+SMALLEST = 160
 """Columns from which on this is faster than the driver."""
 
 _LARGEST = 46_000
@@ -30,6 +30,14 @@ _LARGEST = 46_000
 
 _BLOCK = 64
 """Columns that a step works on at once, as far as its workspace goes."""
+
+_SCALES = (1.0, 1.1, 1.3, 1.7)
+"""Of a tridiagonal matrix, to be tried one after the other."""
+
+_APART = 1e-12
+"""How far a decomposition may be off; of 1,400 matrices of a real model the worst was by 3e-15."""
+
+_SEED = 241200081
 
 _STEPS = {"dsytrd": 10, "dstedc": 11, "dormtr": 13}
 """Names and numbers of arguments, all of which are addresses."""
@@ -53,14 +61,13 @@ def leading_vectors(gram: Tensor, count: Callable[[Tensor], int]) -> tuple[Tenso
     steps, n = _steps(), gram.shape[0]
     assert steps is not None, "can_decompose says no"
     with _one_thread():
-        values, beside, reflectors = (gram.new_empty(n) for _ in range(3))
+        diagonal, beside, reflectors = (gram.new_empty(n) for _ in range(3))
         work = gram.new_empty(n * _BLOCK)
-        _call(steps["dsytrd"], b"L", n, gram, n, values, beside, reflectors, work, work.numel())
-        if not bool(torch.isfinite(values).all() & torch.isfinite(beside[: n - 1]).all()):
+        _call(steps["dsytrd"], b"L", n, gram, n, diagonal, beside, reflectors, work, work.numel())
+        beside[n - 1] = 0.0
+        if not bool(torch.isfinite(diagonal).all() & torch.isfinite(beside).all()):
             raise _error("eigendecomposition of a matrix that is not finite")
-        vectors, inner, places = gram.new_empty(n, n), gram.new_empty(1 + 4 * n + n * n), _integers(3 + 5 * n)
-        _call(steps["dstedc"], b"I", n, values, beside, vectors, n, inner, inner.numel(), places, places.numel())
-        del inner, places
+        values, vectors = _tridiagonal(steps["dstedc"], diagonal, beside)
         kept = count(values)
         vectors = vectors[n - kept :]
         _call(steps["dormtr"], b"L", b"L", b"N", n, kept, gram, n, reflectors, vectors, n, work, work.numel())
@@ -68,16 +75,51 @@ def leading_vectors(gram: Tensor, count: Callable[[Tensor], int]) -> tuple[Tenso
     return values, gram[:kept].T
 
 
+def _tridiagonal(step: Step, diagonal: Tensor, beside: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and eigenvectors, as rows, by divide and conquer. ``beside`` ends with a number that does not count.
+
+    The step gave up on one in two thousand matrices of a real model, and not on the same one with other last digits.
+    """
+    n = diagonal.numel()
+    vectors, work, places = diagonal.new_empty(n, n), diagonal.new_empty(1 + 4 * n + n * n), _integers(3 + 5 * n)
+    for scale in _SCALES:
+        values, other = diagonal * scale, beside * scale
+        info = _info(step, b"I", n, values, other, vectors, n, work, work.numel(), places, places.numel())
+        values /= scale
+        if info == 0 and _decomposes(values, vectors, diagonal, beside):
+            return values, vectors
+    raise _error("eigendecomposition did not converge")
+
+
+def _decomposes(values: Tensor, vectors: Tensor, diagonal: Tensor, beside: Tensor) -> bool:
+    """Whether the rows are orthonormal and eigenvectors, as one vector sees it that has a part of each of them."""
+    generator = torch.Generator().manual_seed(_SEED)
+    probe = torch.randn(values.numel(), generator=generator, dtype=torch.float64)
+    size = torch.maximum(diagonal.abs().max(), beside.abs().max()).clamp(min=torch.finfo(torch.float64).tiny)
+    across, off = diagonal / size, beside[:-1] / size
+    image = across * probe
+    image[:-1] += off * probe[1:]
+    image[1:] += off * probe[:-1]
+    parts = vectors @ probe
+    apart = torch.stack([parts @ vectors - probe, (parts * (values / size)) @ vectors - image])
+    return bool(apart.square().sum() < _APART**2 * probe.square().sum())
+
+
 def _integers(count: int) -> Tensor:
     return torch.empty(count, dtype=torch.int32)
 
 
 def _call(step: Step, *arguments: bytes | int | Tensor) -> None:
+    info = _info(step, *arguments)
+    if info != 0:
+        raise _error(f"LAPACK says {info} of its arguments")
+
+
+def _info(step: Step, *arguments: bytes | int | Tensor) -> int:
     """As Fortran wants them: the address of everything, and of a number for what went wrong."""
     info = ctypes.c_int()
     step(*(_address(each) for each in arguments), ctypes.byref(info))
-    if info.value != 0:
-        raise _error(f"eigendecomposition did not converge (LAPACK says {info.value})")
+    return info.value
 
 
 def _error(message: str) -> RuntimeError:
