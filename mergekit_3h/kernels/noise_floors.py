@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+from torch import Tensor
+
 from mergekit_3h.kernels.decompositions import cheapest_certified
-from mergekit_3h.kernels.noise import task_edge
+from mergekit_3h.kernels.noise import rounding_edge, task_edge
 from mergekit_3h.kernels.ranks import RankRule
 from mergekit_3h.kernels.remainders import ROUNDING_ALONE, remainder
 from mergekit_3h.kernels.spectra import exact_spectrum
@@ -58,27 +60,40 @@ def floor_of(
 ) -> Floor:
     """The edge of the sum is that of independent roundings, the root of the sum of w_i^2 edge_i^2."""
     edge = math.hypot(*(weight * each for weight, each in zip(weights, edges, strict=True)))
-    if edge == 0.0:
+    if tasks.base is None or edge == 0.0:
         return Floor(spectrum, None, is_cut=False)
     above = spectrum.above(edge)
     if noise_floor == "on":
         return Floor(above, None, is_cut=True)
-    under_edge = max(_ratios(tasks, weights, edges, edge))
+    under_edge = max(_ratios(tasks, weights, tasks.base, edge))
     is_cut = under_edge < ROUNDING_ALONE
     return Floor(above if is_cut else spectrum, under_edge, is_cut)
 
 
-def _ratios(tasks: TaskMatrices, weights: Sequence[float], edges: Sequence[float], whole: float) -> list[float]:
-    """T of every expert, infinite for one that is above its edge in all directions: the edge of the ``whole`` sum would
-    cut some. Of one that was not rounded, T of what lies under that edge."""
-    found = [0.0] * len(tasks)
+def _ratios(tasks: TaskMatrices, weights: Sequence[float], base: Tensor, whole: float) -> list[float]:
+    """T of every checkpoint in the sum, infinite for one that is above its edge in all directions: the edge of the
+    ``whole`` sum would cut some. Of one that was not rounded, T of what lies under that edge.
 
-    def measure(i: int) -> None:
-        edge = edges[i] or whole / abs(weights[i])
-        rule = RankRule(tasks.full_rank, tasks.full_rank, edge, energy=1.0)
-        spectrum = cheapest_certified(tasks, i, rule) if edges[i] else exact_spectrum(tasks, i, rule)
+    Of updates that are mixed of two checkpoints each is asked by itself too: made smaller, what an expert changed
+    beside its rounding would look like rounding.
+    """
+    of_checkpoint = {
+        (id(expert), abs(weight * factor)): expert
+        for i, weight in enumerate(weights)
+        for factor, expert in tasks.parts(i)
+        if weight * factor != 0.0
+    }
+    parts = [(factor, expert) for (_, factor), expert in of_checkpoint.items()]
+    found = [0.0] * len(parts)
+
+    def measure(at: int) -> None:
+        factor, expert = parts[at]
+        alone, own_edge = TaskMatrices([expert], base), rounding_edge(expert, base)
+        edge = own_edge or whole / factor
+        rule = RankRule(alone.full_rank, alone.full_rank, edge, energy=1.0)
+        spectrum = cheapest_certified(alone, 0, rule) if own_edge else exact_spectrum(alone, 0, rule)
         rank = int((spectrum.values > edge).sum())
-        found[i] = remainder(tasks, i, spectrum.right[:, :rank]).ratio if rank < tasks.columns else math.inf
+        found[at] = remainder(alone, 0, spectrum.right[:, :rank]).ratio if rank < alone.columns else math.inf
 
-    run_all(tasks.device, [partial(measure, i) for i in range(len(tasks)) if weights[i] != 0.0])
+    run_all(tasks.device, [partial(measure, at) for at in range(len(parts))])
     return found

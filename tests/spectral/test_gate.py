@@ -14,8 +14,11 @@ from torch import Tensor
 
 from mergekit_3h.diagnostics.record import watcher
 from mergekit_3h.errors import OptionError, TensorError
+from mergekit_3h.kernels.isotropic import merge_isotropic
 from mergekit_3h.kernels.layer_gate import MixedTasks, alignment_cosines
 from mergekit_3h.kernels.noise_floors import task_edges
+from mergekit_3h.kernels.remainders import ROUNDING_ALONE
+from mergekit_3h.kernels.tasks import TaskMatrices
 from mergekit_3h.spectral.gate import Roles, roles_of
 from mergekit_3h.spectral.literal import relative_error
 from mergekit_3h.spectral.registry import methods, parse_options
@@ -130,6 +133,28 @@ def test_of_16_bits_the_noise_floor_is_that_of_both_roundings() -> None:
     assert mixed[1] == pytest.approx(((0.8 * alone[1]) ** 2 + (0.2 * safe) ** 2) ** 0.5)
     without = task_edges(MixedTasks(experts, base, [1], 0.2, None), "auto")
     assert without[1] == pytest.approx(0.8 * alone[1])
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 1.0])
+@pytest.mark.parametrize("has_safety", [False, True])
+def test_a_gated_full_fine_tuning_is_not_taken_for_rounding(share: float, has_safety: bool) -> None:
+    """Made smaller it lies under its roundings' edge more than before, and the gate is no reason to cut it."""
+    shape = (200, 150)
+    base = (0.02 * normal(shape, 1)).bfloat16()
+
+    def tuned(seed: int) -> Tensor:
+        left, right = (torch.linalg.qr(normal((side, 150), 10 * seed + side)).Q for side in shape)
+        delta = left * torch.arange(1, 151) ** -0.5 @ right.T
+        return (base + 1e-4 * delta / delta.square().mean().sqrt()).bfloat16()
+
+    experts, safety = [tuned(2), tuned(3)], tuned(4) if has_safety else None
+    alone = merge_isotropic(TaskMatrices(experts, base), [1.0, 1.0], 0.0, "norm", "auto")[1]
+    mixed = merge_isotropic(MixedTasks(experts, base, [0, 1], share, safety), [1.0, 1.0], 0.0, "norm", "auto")[1]
+    assert alone.under_edge is not None and alone.under_edge > ROUNDING_ALONE and alone.ranks == [150]
+    if share == 1.0 and safety is None:
+        assert mixed.under_edge is None and mixed.ranks == [0]
+    else:
+        assert mixed.under_edge == pytest.approx(alone.under_edge, rel=0.1) and mixed.ranks == [150]
 
 
 def test_a_gated_lora_expert_of_16_bits_keeps_its_rank() -> None:
