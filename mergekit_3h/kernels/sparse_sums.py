@@ -25,6 +25,9 @@ from mergekit_3h.kernels.workers import run_all, spans
 BLOCK_ELEMENTS = 1 << 16
 """Entries that are summed at once, and drawn from one seed: on every device the same."""
 
+CANCELLED = 1e-8
+"""Weights whose sum is below this share of their sizes cancel out, and nothing is divided by them."""
+
 _DIGIT_BITS = 16
 _DIGITS = 64 // _DIGIT_BITS
 
@@ -95,18 +98,15 @@ def _summed(kept: Sequence[Tensor], weights: Sequence[float], how: SparseSum) ->
     total = torch.stack(parts).sum(0)
     if not how.elects:
         divisor = sum(weights)
-        return total / divisor if how.normalizes and abs(divisor) > _CANCELLED * sum(map(abs, weights)) else total
+        return total / divisor if how.normalizes and abs(divisor) > CANCELLED * sum(map(abs, weights)) else total
     sign = torch.where(total >= 0, 1.0, -1.0)
-    mixed, divisor = torch.zeros_like(total), torch.zeros_like(total)
+    mixed, divisor, size = (torch.zeros_like(total) for _ in range(3))
     for part, weight in zip(parts, weights, strict=True):
-        agrees = part.sign() == sign
-        mixed += torch.where(agrees, part, 0.0)
-        divisor += weight * agrees.to(divisor.dtype)
-    return mixed / torch.where(divisor == 0, 1.0, divisor) if how.normalizes else mixed
-
-
-_CANCELLED = 1e-8
-"""Weights whose sum is below this share of their sizes cancel out, and nothing is divided by them."""
+        agrees = (part.sign() == sign).to(total.dtype)
+        mixed += part * agrees
+        divisor += weight * agrees
+        size += abs(weight) * agrees
+    return mixed / torch.where(divisor.abs() <= CANCELLED * size, 1.0, divisor) if how.normalizes else mixed
 
 
 def _least_kept(tasks: TaskMatrices, i: int, density: float) -> float:

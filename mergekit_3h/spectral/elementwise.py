@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mergekit_3h.kernels.memory import PASSING_BYTES
-from mergekit_3h.kernels.sparse_sums import BLOCK_ELEMENTS, SparseSum, chosen, row_spans_of, sparse_sum
+from mergekit_3h.kernels.sparse_sums import BLOCK_ELEMENTS, CANCELLED, SparseSum, chosen, row_spans_of, sparse_sum
 from mergekit_3h.kernels.tasks import TaskMatrices
 from mergekit_3h.spectral.method import SpectralMethod
 
@@ -67,7 +67,8 @@ class SparseMethod(SpectralMethod):
             agrees = torch.where(positive, parts > 0, parts < 0)
             parts, factors = parts * agrees, factors * agrees
         total, divisor = parts.sum(0), factors.sum(0)
-        return total / torch.where(divisor == 0, torch.ones_like(divisor), divisor) if self.normalize else total
+        cancels = divisor.abs() <= CANCELLED * factors.abs().sum(0)
+        return total / torch.where(cancels, torch.ones_like(divisor), divisor) if self.normalize else total
 
     def _left(self, i: int, update: Tensor) -> Tensor:
         how = self.how()

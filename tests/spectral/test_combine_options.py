@@ -60,6 +60,16 @@ def test_ties_is_mergekits(density: float, normalize: bool) -> None:
     assert relative_error(merged(Ties(density=density, normalize=normalize), updates), theirs - base) < 1e-9
 
 
+@pytest.mark.parametrize("method", [Ties(density=1.0), DareTies(density=1.0, normalize=True)])
+def test_nothing_is_divided_by_weights_that_cancel(method: SparseMethod) -> None:
+    """0.1 + 0.2 - 0.3 is 6e-17, not 0."""
+    delta = normal((8, 6), 1).double()
+    found = merged(method, [delta, 2 * delta, -delta], [0.1, 0.2, -0.3])
+    assert relative_error(found, 0.8 * delta) < 1e-12
+    found = merged(method, [delta, 0 * delta, 0 * delta], [1e-9, 1.0, 1.0])
+    assert relative_error(found, delta) < 1e-12  # a small weight alone is none
+
+
 def test_entries_as_large_as_the_last_that_stays_stay_too() -> None:
     """Updates of rounded checkpoints have many entries of one size, and no order among them means anything."""
     updates = [torch.tensor([[3.0, -1.0, 1.0, 0.0], [1.0, 0.5, -0.5, 2.0]])]
