@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -96,7 +97,8 @@ class CombiningMethod(SpectralMethod):
     def require_experts(self, experts: int) -> None:
         inner = self.inner()
         if inner is not None:
-            inner.require_experts(experts)
+            with _as_combine_options(self.combine):
+                inner.require_experts(experts)
 
     def combined_remarks(self, report: Any) -> Iterator[tuple[int, str]]:
         inner = self.inner()
@@ -152,8 +154,15 @@ def _inner(combine: str, text: str) -> SpectralMethod | None:
                 f"option 'combine_options': {name} is an option of the whole merge; set it beside combine"
             )
         require_known(f"option 'combine_options': {combine}", name, own)
-    try:
+    with _as_combine_options(combine):
         return parsed(declaration, given, combine)
+
+
+@contextmanager
+def _as_combine_options(combine: str) -> Generator[None]:
+    """Errors within say where the user set the option that is wrong."""
+    try:
+        yield
     except OptionError as error:
         raise OptionError(f"option 'combine_options', for {combine}: {error}") from None
 

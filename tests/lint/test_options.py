@@ -310,3 +310,12 @@ def test_blocks_of_another_number_of_experts(setting: Any, where: str, of_search
     assert finding.where == where and "experts; there are 2" in finding.message
     config["parameters"]["block_weights"] = "1 0.5 / 0 1"
     assert parameter_findings(parsed(config), spec) == []
+
+
+@pytest.mark.parametrize("setting", ["block_weights=1 / 1 / 1", [{"filter": "mlp", "value": "block_weights=1"}]])
+def test_blocks_of_another_number_of_experts_in_what_combine_names(setting: Any) -> None:
+    config = two_models("svc", parameters={"combine": "tsvm", "combine_options": setting})
+    config["models"] = [{"model": "/b"}, *({"model": model} for model in ("/x", "/y"))]
+    finding = only(parameter_findings(parsed(config), merge_methods.get("svc").spec), "bad-value")
+    assert finding.where.startswith("parameters.combine_options") and "experts; there are 2" in finding.message
+    assert "option 'combine_options', for tsvm: option 'block_weights'" in finding.message
