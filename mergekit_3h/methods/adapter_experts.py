@@ -26,10 +26,11 @@ from mergekit_3h.checkpoints.locations import locate
 from mergekit_3h.diagnostics.record import watcher
 from mergekit_3h.errors import ModelError, OptionError, TensorError, ThreeHError
 from mergekit_3h.lint.host_plan import save_tasks
+from mergekit_3h.lint.parameters import plain_options
 from mergekit_3h.lint.roles import compared_models
 from mergekit_3h.spectral import registry
 from mergekit_3h.spectral.low_rank import LowRankUpdates, Route, bytes_to_merge_low_rank, merge_low_rank, require_route
-from mergekit_3h.spectral.method import SpectralMethod, without_expert_options
+from mergekit_3h.spectral.method import SpectralMethod
 
 log = logging.getLogger(__name__)
 
@@ -226,12 +227,11 @@ def adapters_on_their_base(
 
 def _require_route(config: MergeConfiguration, route: Route) -> None:
     """The options that hold for all tensors; those of single tensors are looked at as they are merged."""
-    given = {name: value for name, value in (config.parameters or {}).items() if not isinstance(value, list | dict)}
-    known = {name: value for name, value in given.items() if name in registry.option_names(config.merge_method)}
     try:
-        method = registry.parse_options(config.merge_method, without_expert_options(known))
+        method = plain_options(config)
     except ThreeHError:
         return  # mergekit's planner says what is wrong with them, and where
+    assert method is not None  # only spectral methods merge adapters as such
     require_route(method, route, f"--lora {route}")
     if not method.is_equivariant:
         log.warning("%s with these options has no core space: the adapters are multiplied out", method.name)
