@@ -24,7 +24,21 @@ from mergekit_3h.kernels.tasks import TaskMatrices
 from mergekit_3h.kernels.workers import run_all
 
 Scale = Literal["norm", "mean"]
-Blocks = Sequence[Sequence[float]] | None
+
+
+@dataclass(frozen=True)
+class Isotropy:
+    """Which M is made of D."""
+
+    power: float
+    scale: Scale
+    noise_floor: NoiseFloor
+    blocks: Sequence[Sequence[float]] | None = None
+    """Factors on blocks of every task's singular components."""
+
+    def leaves_the_sum(self, edges: Sequence[float]) -> bool:
+        """Whether M is D itself, so that nothing is decomposed."""
+        return self.power == 1.0 and not any(edges)
 
 
 @dataclass(frozen=True)
@@ -44,24 +58,16 @@ class IsotropicReport:
 
 
 @torch.no_grad()
-def merge_isotropic(
-    tasks: TaskMatrices,
-    weights: Sequence[float],
-    power: float,
-    scale: Scale,
-    noise_floor: NoiseFloor,
-    blocks: Blocks = None,
-) -> tuple[Tensor, IsotropicReport]:
-    """M and how it came about. ``blocks`` are factors on blocks of every task's singular components."""
-    edges = task_edges(tasks, noise_floor)
-    total = _total(tasks, weights, blocks)
-    if power == 1.0 and not any(edges):
+def merge_isotropic(tasks: TaskMatrices, weights: Sequence[float], how: Isotropy) -> tuple[Tensor, IsotropicReport]:
+    """M and how it came about."""
+    edges, total = task_edges(tasks, how.noise_floor), _total(tasks, weights, how)
+    if how.leaves_the_sum(edges):
         return plain_sum(total), IsotropicReport([tasks.columns], edges, None, ["none"], 1.0)
-    floor = floor_of(tasks, total.reach, sum_spectrum(total), edges, noise_floor)
+    floor = floor_of(tasks, total.reach, sum_spectrum(total), edges, how.noise_floor)
     kept = floor.kept
-    amplification = float((kept.values[0] / kept.values[-1]) ** (1 - power)) if kept.rank else 1.0
+    amplification = float((kept.values[0] / kept.values[-1]) ** (1 - how.power)) if kept.rank else 1.0
     report = IsotropicReport([kept.rank], edges, floor.under_edge, ["exact"], amplification)
-    return with_values(total, kept, power_values(kept, power, scale)), report
+    return with_values(total, kept, power_values(kept, how)), report
 
 
 @dataclass(frozen=True)
@@ -103,35 +109,27 @@ class Preconditioner:
 
 
 @torch.no_grad()
-def preconditioner(
-    tasks: TaskMatrices,
-    weights: Sequence[float],
-    power: float,
-    scale: Scale,
-    noise_floor: NoiseFloor,
-    blocks: Blocks = None,
-) -> Preconditioner:
+def preconditioner(tasks: TaskMatrices, weights: Sequence[float], how: Isotropy) -> Preconditioner:
     """R of these weights."""
-    edges = task_edges(tasks, noise_floor)
-    total = _total(tasks, weights, blocks)
-    if power == 1.0 and not any(edges):
+    edges, total = task_edges(tasks, how.noise_floor), _total(tasks, weights, how)
+    if how.leaves_the_sum(edges):
         same = torch.eye(tasks.columns, dtype=torch.float64, device=tasks.device)
         return Preconditioner(total, same, same)
-    kept = floor_of(tasks, total.reach, sum_spectrum(total), edges, noise_floor).kept
-    return Preconditioner(total, kept.right, kept.right * (power_values(kept, power, scale) / kept.values))
+    kept = floor_of(tasks, total.reach, sum_spectrum(total), edges, how.noise_floor).kept
+    return Preconditioner(total, kept.right, kept.right * (power_values(kept, how) / kept.values))
 
 
-def _total(tasks: TaskMatrices, weights: Sequence[float], blocks: Blocks) -> UpdateSum:
-    return UpdateSum(tasks, weights) if blocks is None else MaskedSum(tasks, weights, blocks)
+def _total(tasks: TaskMatrices, weights: Sequence[float], how: Isotropy) -> UpdateSum:
+    return UpdateSum(tasks, weights) if how.blocks is None else MaskedSum(tasks, weights, how.blocks)
 
 
-def power_values(spectrum: SumSpectrum, power: float, scale: Scale) -> Tensor:
+def power_values(spectrum: SumSpectrum, how: Isotropy) -> Tensor:
     """c S^p. ``norm``: c such that the sum of the squares is that of S; ``mean``: that the sum is, as in Iso-C."""
     values = spectrum.values
     if spectrum.rank == 0:
         return values
-    powered = (values / values[0]).pow(power)
-    if scale == "mean":
+    powered = (values / values[0]).pow(how.power)
+    if how.scale == "mean":
         return powered * (values.sum() / powered.sum())
     return powered * (values.square().sum() / powered.square().sum()).sqrt()
 

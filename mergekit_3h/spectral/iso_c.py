@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mergekit_3h.kernels.blocks import spread
-from mergekit_3h.kernels.isotropic import IsotropicReport, merge_isotropic, preconditioner
+from mergekit_3h.kernels.isotropic import IsotropicReport, Isotropy, merge_isotropic, preconditioner
 from mergekit_3h.kernels.memory import summing_bytes
 from mergekit_3h.kernels.tasks import TaskMatrices
 from mergekit_3h.spectral.block_weights import BlockWeights, block_weights_field, blocks_of
@@ -53,16 +53,18 @@ class IsoC(FlooredMethod):
         return True
 
     def merge(self, tasks: TaskMatrices, weights: Sequence[float]) -> tuple[Tensor, IsotropicReport]:
-        return merge_isotropic(tasks, weights, self.power, self.scale, self.noise_floor, self._blocks(len(tasks)))
+        return merge_isotropic(tasks, weights, self._isotropy(self._blocks(len(tasks))))
 
     def held_components(self, tasks: TaskMatrices, weights: Sequence[float]) -> list[tuple[Tensor, Tensor]]:
-        held = preconditioner(tasks, weights, self.power, self.scale, self.noise_floor, self._blocks(len(tasks)))
-        return held.components()
+        return preconditioner(tasks, weights, self._isotropy(self._blocks(len(tasks)))).components()
 
     def block_components(
         self, tasks: TaskMatrices, blocks: int, weights: Sequence[float]
     ) -> list[list[tuple[Tensor, Tensor]]]:
-        return preconditioner(tasks, weights, self.power, self.scale, self.noise_floor).block_components(blocks)
+        return preconditioner(tasks, weights, self._isotropy(None)).block_components(blocks)
+
+    def _isotropy(self, blocks: list[list[float]] | None) -> Isotropy:
+        return Isotropy(self.power, self.scale, self.noise_floor, blocks)
 
     def _blocks(self, experts: int) -> list[list[float]] | None:
         return blocks_of(self.block_weights, experts)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mergekit_3h.diagnostics.record import watcher
 from mergekit_3h.errors import OptionError, TensorError
-from mergekit_3h.kernels.isotropic import merge_isotropic
+from mergekit_3h.kernels.isotropic import Isotropy, merge_isotropic
 from mergekit_3h.kernels.layer_gate import MixedTasks, alignment_cosines
 from mergekit_3h.kernels.noise_floors import task_edges
 from mergekit_3h.kernels.remainders import ROUNDING_ALONE
@@ -148,8 +148,8 @@ def test_a_gated_full_fine_tuning_is_not_taken_for_rounding(share: float, has_sa
         return (base + 1e-4 * delta / delta.square().mean().sqrt()).bfloat16()
 
     experts, safety = [tuned(2), tuned(3)], tuned(4) if has_safety else None
-    alone = merge_isotropic(TaskMatrices(experts, base), [1.0, 1.0], 0.0, "norm", "auto")[1]
-    mixed = merge_isotropic(MixedTasks(experts, base, [0, 1], share, safety), [1.0, 1.0], 0.0, "norm", "auto")[1]
+    how, mixture = Isotropy(0.0, "norm", "auto"), MixedTasks(experts, base, [0, 1], share, safety)
+    alone, mixed = (merge_isotropic(tasks, [1.0, 1.0], how)[1] for tasks in (TaskMatrices(experts, base), mixture))
     assert alone.under_edge is not None and alone.under_edge > ROUNDING_ALONE and alone.ranks == [150]
     if share == 1.0 and safety is None:
         assert mixed.under_edge is None and mixed.ranks == [0]
