@@ -10,7 +10,7 @@ import logging
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -88,12 +88,6 @@ class SparseMethod(SpectralMethod):
         return update * (stays.T if is_wide else stays) / how.density
 
 
-_SEED = (
-    "Where the random numbers start: with the place of the expert in the config and the shape of the matrix it says "
-)
-_SEED += "which entries stay."
-
-
 class Ties(SparseMethod):
     """The largest entries of every expert, where their signs agree with the sum's."""
 
@@ -110,34 +104,39 @@ class Ties(SparseMethod):
         return SparseSum(self.density, None, elects=True, normalizes=self.normalize)
 
 
-class DareTies(SparseMethod):
-    """Entries of every expert by chance, where their signs agree with the sum's."""
+class DareMethod(SparseMethod):
+    """Entries of every expert by chance."""
 
-    name = "dare_ties"
-    title = "DARE with TIES"
     paper = "https://arxiv.org/abs/2311.03099"
+    elects: ClassVar[bool]
 
     density: float = Field(0.5, gt=0.0, le=1.0, description="Share of each expert's entries that stay, by chance.")
     normalize: bool = Field(False, description="Divide every entry by the sum of the weights that it is made of.")
-    seed: int = Field(0, ge=0, description=_SEED)
+    seed: int = Field(
+        0,
+        ge=0,
+        description="Where the random numbers start: with the place of the expert in the config and the shape of the "
+        "matrix it says which entries stay.",
+    )
 
     def how(self) -> SparseSum:
-        return SparseSum(self.density, self.seed, elects=True, normalizes=self.normalize)
+        return SparseSum(self.density, self.seed, elects=self.elects, normalizes=self.normalize)
 
 
-class DareLinear(SparseMethod):
-    """Entries of every expert by chance."""
+class DareTies(DareMethod):
+    """Those whose signs agree with the sum's."""
+
+    name = "dare_ties"
+    title = "DARE with TIES"
+    elects = True
+
+
+class DareLinear(DareMethod):
+    """All of those."""
 
     name = "dare_linear"
     title = "DARE"
-    paper = "https://arxiv.org/abs/2311.03099"
-
-    density: float = Field(0.5, gt=0.0, le=1.0, description="Share of each expert's entries that stay, by chance.")
-    normalize: bool = Field(False, description="Divide by the sum of the weights.")
-    seed: int = Field(0, ge=0, description=_SEED)
-
-    def how(self) -> SparseSum:
-        return SparseSum(self.density, self.seed, elects=False, normalizes=self.normalize)
+    elects = False
 
 
 SPARSE: dict[str, type[SparseMethod]] = {each.name: each for each in (Ties, DareTies, DareLinear)}
