@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -123,19 +124,12 @@ class MixedTasks(TaskMatrices):
     def _stored(self, i: int) -> Tensor:
         return self._all[i]
 
-    def _difference(
-        self,
-        i: int,
-        rows: slice,
-        *,
-        transpose: bool,
-        memory: Tensor | None = None,
-        dtype: torch.dtype = torch.float64,
-    ) -> Tensor:
+    def _difference(self, i: int, rows: slice, **how: Any) -> Tensor:
+        delta = super()._difference(i, rows, **how)
         if i not in self._mixed:
-            return super()._difference(i, rows, transpose=transpose, memory=memory, dtype=dtype)
-        delta = super()._difference(i, rows, transpose=transpose, memory=memory, dtype=dtype).mul_(1.0 - self._share)
+            return delta
+        delta.mul_(1.0 - self._share)
         if self._safety is not None:
-            safe = super()._difference(self._safety, rows, transpose=transpose, dtype=dtype)
-            delta.add_(safe, alpha=self._share)
+            beside: dict[str, Any] = {**how, "memory": None}
+            delta.add_(super()._difference(self._safety, rows, **beside), alpha=self._share)
         return delta
