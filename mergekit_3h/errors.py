@@ -20,3 +20,16 @@ class TensorError(ThreeHError):
 
 class ModelError(ThreeHError):
     """A model cannot take part in the merge: missing files, another architecture, another tokenizer."""
+
+
+class DeviceMemoryError(ThreeHError):
+    """A tensor is too large for the memory of the device that is to merge it."""
+
+
+def about_tensor(name: str, error: BaseException) -> BaseException:
+    """An error that says which tensor was merged: this one, if it does, else one that came of it."""
+    if isinstance(error, ThreeHError) or not isinstance(error, Exception) or name in str(error):
+        return error
+    found = RuntimeError(f"cannot merge tensor {name!r}: {type(error).__name__}: {error}")
+    found.__cause__ = error
+    return found

@@ -18,6 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
+from mergekit_3h.kernels.passages import Passage, Stage
+
 DEVICE = torch.device("privateuseone", 0)
 _aten = torch.ops.aten  # type: ignore[attr-defined]
 _CROSSING = (_aten.copy_.default, _aten._to_copy.default, _aten.index.Tensor, _aten.index_put_.default)
@@ -92,6 +94,21 @@ def pretended() -> Generator[torch.device]:
         yield DEVICE
 
 
+class PretendedPassage(Passage):
+    """The way there for what merges on a device: each of its threads sees the device, and no other does."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        _known_to_torch()
+
+    @contextmanager
+    def stage(self, stage: Stage) -> Generator[None]:
+        with pretended():
+            yield
+
+
 @cache
 def _known_to_torch() -> None:
     _setup_privateuseone_for_python_backend()
+    device_module: Any = torch.get_device_module(DEVICE)
+    device_module.get_amp_supported_dtype = lambda: [torch.bfloat16, torch.float16]  # asked to leave autocast out

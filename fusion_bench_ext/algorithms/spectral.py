@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal, get_args
 
@@ -15,7 +15,7 @@ from fusion_bench.modelpool.base_pool import BaseModelPool
 from torch import Tensor
 
 from fusion_bench_ext.adapters import AdaptedModel
-from fusion_bench_ext.algorithms.streaming import StreamingAlgorithm
+from fusion_bench_ext.algorithms.streaming import LoadedTensor, StreamingAlgorithm
 from fusion_bench_ext.errors import shown_by_hydra
 from fusion_bench_ext.hydra_values import plain_value
 from fusion_bench_ext.models import OpenModel, TensorFacts
@@ -170,27 +170,28 @@ class SpectralAlgorithm(StreamingAlgorithm):
             as_adapter=self._adapter is not None,
         )
 
-    def begin(self, name: str, base: OpenModel | None, experts: Sequence[OpenModel]) -> Callable[[], Tensor]:
+    def load(self, name: str, base: OpenModel | None, experts: Sequence[OpenModel]) -> LoadedTensor:
         adapted = self._adapted(experts)
         if base is None or adapted is None:
-            return super().begin(name, base, experts)
+            return super().load(name, base, experts)
         tensor = base.load(name)
         if not any(name in expert.changes for expert in adapted):
-            return lambda: tensor.cpu().clone()
+            return LoadedTensor({}, lambda _: tensor.clone())
         updates = {expert.label: expert.update(name, tensor) for expert in adapted}
         weights = {expert.label: self._used_weights[expert.name] for expert in adapted}
-        return partial(self._merge_updates, tensor, LowRankUpdates(name, updates, weights), base.name)
+        given = LowRankUpdates(name, updates, weights)
+        return LoadedTensor({base.name: tensor}, partial(self._merge_updates, given, base.name))
 
-    def _merge_updates(self, base: Tensor, given: LowRankUpdates, base_name: str) -> Tensor:
+    def _merge_updates(self, given: LowRankUpdates, base_name: str, moved: Mapping[str, Tensor]) -> Tensor:
         return merge_low_rank(
-            base.to(self.fabric.device),
+            moved[base_name],
             given,
             self._used_options,
             route=self.lora,
             base_label=f"the base model {base_name!r}",
             watch=watcher(self._used_options, list(self._used_weights)),
             as_adapter=None if self._adapter is None else self._adapter.part(given.name),
-        ).cpu()
+        )
 
     def merge(self, name: str, base: tuple[str, Tensor] | None, experts: Mapping[str, Tensor]) -> Tensor:
         assert base is not None

@@ -6,7 +6,8 @@ import logging
 import math
 import threading
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -24,13 +25,34 @@ from fusion_bench_ext.models import OpenModel, TensorFacts
 from fusion_bench_ext.pools import PoolModels
 from fusion_bench_ext.saving import AdapterDestination, Destination
 from mergekit_3h.errors import ModelError, TensorError
+from mergekit_3h.kernels.conveyor import INPUTS_SHARE, Conveyor, Load, conveyor_on
 from mergekit_3h.kernels.jobs import Job, run_jobs
 from mergekit_3h.kernels.memory import return_large_blocks_when_freed
+from mergekit_3h.kernels.pages import read_ahead
+from mergekit_3h.kernels.room import allowed_bytes
 
 log = logging.getLogger(__name__)
 
 _COUNTERS = ("num_batches_tracked",)
 """Batch norm's count of training steps: it differs between any two trainings and means nothing after them."""
+
+
+@dataclass(frozen=True)
+class LoadedTensor:
+    """A tensor of all models, by their names, and how it is merged on the device that they are moved to."""
+
+    inputs: Mapping[str, Tensor]
+    merge: Callable[[Mapping[str, Tensor]], Tensor]
+
+    @property
+    def places(self) -> set[int]:
+        """Where the models keep it."""
+        return {tensor.untyped_storage().data_ptr() for tensor in self.inputs.values()}
+
+
+def _apart(tensor: Tensor, places: set[int]) -> Tensor:
+    """A tensor of its own: one that a method hands through must not share memory with the pool's."""
+    return tensor.clone() if tensor.untyped_storage().data_ptr() in places else tensor.contiguous()
 
 
 class StreamingAlgorithm(BaseAlgorithm, LightningFabricMixin):
@@ -43,7 +65,8 @@ class StreamingAlgorithm(BaseAlgorithm, LightningFabricMixin):
 
     _config_mapping = BaseAlgorithm._config_mapping | {"model_save_path": "model_save_path"}
     memory_gb: float | None = None
-    """What the tensors being merged at once may take of memory; None: what the largest takes, 1 GiB at least."""
+    """What the tensors being merged at once may take of memory, or on the way through a GPU of the host's; None: a
+    quarter of what is free, 1 GiB at least."""
     title = "model merging"
     """What the progress bar and the model card call the method."""
 
@@ -72,7 +95,7 @@ class StreamingAlgorithm(BaseAlgorithm, LightningFabricMixin):
         return None
 
     def bytes_needed(self, name: str, reference: OpenModel, experts: Sequence[OpenModel]) -> int | None:
-        """The same with the tensors, for those that :meth:`begin` loads."""
+        """The same with the tensors, for those that :meth:`load` reads."""
         facts = reference.describe(name)
         own = self.bytes_to_merge(facts, len(experts))
         return None if own is None else own + (len(experts) + 1) * math.prod(facts.shape) * facts.dtype.itemsize
@@ -123,53 +146,76 @@ class StreamingAlgorithm(BaseAlgorithm, LightningFabricMixin):
     def _merged_tensors(
         self, names: list[str], reference: OpenModel, base: OpenModel | None, experts: Sequence[OpenModel]
     ) -> dict[str, Tensor]:
-        """Every tensor at its final place: several side by side where the method and the memory allow it."""
+        """Every tensor at its final place: several side by side where the method and the memory allow it, or one after
+        the other through a GPU while the next are read."""
         merged: dict[str, Tensor] = {}
         lock = threading.Lock()
         silent = None if self.fabric.is_global_zero else True  # None: shown on a terminal only
         with tqdm(total=len(names), desc=self.title, unit="tensor", disable=silent) as progress:
 
+            def keep(name: str, tensor: Tensor) -> None:
+                with lock:
+                    merged[name] = tensor
+                    progress.update()
+
             def begin(name: str) -> Callable[[], None]:
-                work = self.begin(name, base, experts)
-
-                def finish() -> None:
-                    tensor = work()
-                    with lock:
-                        merged[name] = tensor
-                        progress.update()
-
-                return finish
+                loaded = self.load(name, base, experts)
+                return lambda: keep(name, self._merged_here(loaded))
 
             needs = {name: self.bytes_needed(name, reference, experts) for name in names}
-            if any(need is None for need in needs.values()):
+            known = {name: need for name, need in needs.items() if need is not None}
+            conveyor = conveyor_on(self.fabric.device)
+            if len(known) < len(names):
                 for name in names:
                     begin(name)()
+            elif conveyor is not None:
+                for name, tensor in self._carried(conveyor, known, base, experts):
+                    keep(name, tensor)
             else:
-                jobs = [Job(need or 0, partial(begin, name)) for name, need in needs.items()]
+                jobs = [Job(need, partial(begin, name)) for name, need in known.items()]
                 run_jobs(self.fabric.device, jobs, None if self.memory_gb is None else int(self.memory_gb * 1e9))
         return {name: merged[name] for name in names}
 
-    def begin(self, name: str, base: OpenModel | None, experts: Sequence[OpenModel]) -> Callable[[], Tensor]:
-        """Load the tensor ``name`` of all models, in the caller's thread, and return the work to be done on it."""
+    def load(self, name: str, base: OpenModel | None, experts: Sequence[OpenModel]) -> LoadedTensor:
+        """The tensor ``name`` of all models, read in the caller's thread, and the work to be done on it."""
         models = [*experts, base] if base else list(experts)
-        return partial(
-            self._merge_one, name, {model.name: model.load(name) for model in models}, base or experts[0], base
-        )
+        inputs = {model.name: model.load(name) for model in models}
+        return LoadedTensor(inputs, partial(self._merge_one, name, base or experts[0], base))
 
     def _merge_one(
-        self, name: str, loaded: Mapping[str, Tensor], reference: OpenModel, base: OpenModel | None
+        self, name: str, reference: OpenModel, base: OpenModel | None, moved: Mapping[str, Tensor]
     ) -> Tensor:
-        """One tensor from the models' storage to its final place. Uses nothing that merging another tensor changes."""
+        """One tensor on the device, in the checkpoint's dtype. Uses nothing that merging another tensor changes."""
         if name.rpartition(".")[2] in _COUNTERS:
-            return loaded[reference.name].cpu().clone()
-        if not all(tensor.is_floating_point() for tensor in loaded.values()):
-            return _agreed_buffer(name, loaded)
-        sources = {tensor.untyped_storage().data_ptr() for tensor in loaded.values()}
-        moved = {label: tensor.to(self.fabric.device) for label, tensor in loaded.items()}
-        base_tensor = (base.name, moved.pop(base.name)) if base else None
-        result = self.merge(name, base_tensor, moved).to(device="cpu", dtype=reference.describe(name).dtype)
-        # A method that hands an input through must not make the merged model share memory with the pool's.
-        return result.clone() if result.untyped_storage().data_ptr() in sources else result.contiguous()
+            return moved[reference.name]
+        if not all(tensor.is_floating_point() for tensor in moved.values()):
+            return _agreed_buffer(name, moved)
+        experts = dict(moved)
+        base_tensor = (base.name, experts.pop(base.name)) if base else None
+        return self.merge(name, base_tensor, experts).to(reference.describe(name).dtype)
+
+    def _merged_here(self, loaded: LoadedTensor) -> Tensor:
+        """From the models' storage to the device and back, with nothing else on the way."""
+        moved = {model: tensor.to(self.fabric.device) for model, tensor in loaded.inputs.items()}
+        return _apart(loaded.merge(moved).cpu(), loaded.places)
+
+    def _carried(
+        self, conveyor: Conveyor, needs: Mapping[str, int], base: OpenModel | None, experts: Sequence[OpenModel]
+    ) -> Iterator[tuple[str, Tensor]]:
+        places: dict[str, set[int]] = {}
+
+        def load(name: str) -> Load:
+            loaded = self.load(name, base, experts)
+            places[name] = loaded.places
+            inputs = sum(tensor.nbytes for tensor in loaded.inputs.values())
+            facts = (base or experts[0]).describe(name)
+            result = math.prod(facts.shape) * facts.dtype.itemsize
+            read_ahead(loaded.inputs.values())
+            return Load(name, loaded.inputs, loaded.merge, max(0, needs[name] - inputs), result)
+
+        for name, tensor in conveyor.carry(map(load, needs), int(INPUTS_SHARE * allowed_bytes(self.memory_gb))):
+            assert tensor is not None
+            yield name, _apart(tensor, places.pop(name))
 
 
 def _agreed_buffer(name: str, tensors: Mapping[str, Tensor]) -> Tensor:
@@ -181,4 +227,4 @@ def _agreed_buffer(name: str, tensors: Mapping[str, Tensor]) -> Tensor:
                 f"tensor {name!r} holds {tensor.dtype} and differs between the models {first_model!r} and {model!r}; "
                 "only floating-point tensors can be merged"
             )
-    return first.cpu().clone()
+    return first

@@ -25,7 +25,7 @@ from mergekit_3h.benchmarks.problems import DTYPES, make_inputs
 from mergekit_3h.benchmarks.tables import Table, machine_lines, seconds_text
 from mergekit_3h.errors import OptionError
 from mergekit_3h.kernels.dense import eigh_in_place
-from mergekit_3h.kernels.jobs import Begun, Flow, flow_on, last_begun, room_within, runs_alone
+from mergekit_3h.kernels.jobs import WAITING_SHARE, Begun, Flow, flow_on, last_begun, room_within, runs_alone
 from mergekit_3h.kernels.workers import Pool
 from mergekit_3h.spectral.tensors import matrix_bytes
 
@@ -200,7 +200,7 @@ def _in_groups(
     """mergekit's executor on this schedule: seconds, and seconds in which a core had work. Alone, all have."""
     room, lock, busy = room_within(memory), Lock(), [0.0]
     sizes = [matrix.result for matrix in matrices]
-    last = last_begun(sizes, room)
+    last = last_begun(sizes, int(WAITING_SHARE * room))
     begun: dict[int, Begun] = {}
 
     def timed(work: Callable[[], object], cores: int) -> None:

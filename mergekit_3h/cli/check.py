@@ -77,16 +77,28 @@ def _estimate_text(estimate: Estimate) -> str:
         f"({estimate.parameters:,} parameters in {estimate.tensors:,} tensors), {_bytes(estimate.read_bytes)} read, "
         f"peak memory {_bytes(estimate.peak_bytes)} of its own ({_parts(estimate)}; and up to "
         f"{_bytes(estimate.mapped_bytes)} of mapped weight files, which the system drops when it needs the space), "
+        f"{_on_device(estimate)}"
         f"{_duration(estimate.seconds)} on "
         f"{estimate.device} ({_duration(estimate.compute_seconds)} of it computing); {estimate.basis}."
     )
+
+
+def _on_device(estimate: Estimate) -> str:
+    if estimate.device_bytes is None:
+        return ""
+    return f"at least {_bytes(estimate.device_bytes)} of the memory of {estimate.device}, "
 
 
 def _parts(estimate: Estimate) -> str:
     """What the peak is made of, and what lowers it."""
     group, collected = estimate.at_once, _bytes(estimate.collected_bytes)
     merged = f"{_bytes(group.own)} for the tensor that takes most"
-    if group.tensors > 1 and group.allowed is not None:
+    if estimate.device_bytes is not None and group.allowed is not None:
+        on_the_way = (
+            f"{group.tensors} tensors on their way to {estimate.device} and back within {_bytes(group.allowed)}"
+        )
+        merged = f"{_bytes(group.own)} for {on_the_way}, which memory_gb lowers"
+    elif group.tensors > 1 and group.allowed is not None:
         beside = f"{group.tensors} tensors merged at once within {_bytes(group.allowed)}"
         merged = f"{_bytes(group.own)} for {beside}, which memory_gb lowers"
     return f"{merged}; {collected} for output before it is written, which --out-shard-size lowers"

@@ -88,10 +88,10 @@ def room_within(memory: int) -> int:
     return int(memory / (1 + 2 * WAITING_SHARE))
 
 
-def last_begun(results: Sequence[int], room: int) -> list[int]:
+def last_begun(results: Sequence[int], most: int) -> list[int]:
     """For each matrix the one after which its result is fetched, if the results from it to that one, of these sizes,
-    may take ``WAITING_SHARE`` of the room."""
-    ends, most = list(accumulate(results)), int(WAITING_SHARE * room)
+    may take so many bytes: within a ``Flow`` ``WAITING_SHARE`` of its room."""
+    ends = list(accumulate(results))
     starts = [0, *ends][: len(ends)]
     return [max(i, bisect_right(ends, start + most) - 1) for i, start in enumerate(starts)]
 
@@ -126,6 +126,10 @@ class Begun:
     def wait(self) -> None:
         """Return when it is done, whether it failed or not."""
         self._future.exception()
+
+    @property
+    def is_done(self) -> bool:
+        return self._future.done()
 
     @property
     def has_succeeded(self) -> bool:

@@ -1,4 +1,5 @@
-"""How many tensors of a merge are in the works at once, by the rules of ``kernels/jobs.py``, and what they take."""
+"""How many tensors of a merge are in the works at once, by the rules of ``kernels/jobs.py`` and, for those that go
+through a GPU, of ``kernels/conveyor.py``; and what they take."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mergekit_3h.kernels.conveyor import INPUTS_SHARE, has_conveyor
 from mergekit_3h.kernels.jobs import room_within, runs_alone
 from mergekit_3h.kernels.room import allowed_bytes
 from mergekit_3h.options import checked
@@ -47,9 +49,28 @@ def largest_at_once(needs: Sequence[Need], allowed: int | None, workers: int) ->
     return AtOnce(count, own, allowed) if own > alone else AtOnce(min(1, len(needs)), alone, allowed)
 
 
+def carried_at_once(inputs: Sequence[Need], results: Sequence[int], allowed: int) -> AtOnce:
+    """Of tensors that go through a GPU: the inputs of those that are on their way or wait, and the results that wait
+    to be saved. What merging takes beyond them is the GPU's."""
+    room, taken, own, count = int(INPUTS_SHARE * allowed), 0, 0, 0
+    for need, result in sorted(zip(inputs, results, strict=True), key=lambda each: each[0].own + each[1], reverse=True):
+        whole = need.own + need.mapped + result
+        if not count or taken + whole <= room:
+            taken, own, count = taken + whole, own + need.own + result, count + 1
+    return AtOnce(count, own + min(sum(results), allowed - room), allowed)
+
+
+def is_carried(config: Any, device: str) -> bool:
+    """Whether the tensors of this merge go through a GPU while others are read and saved."""
+    import torch
+
+    return config.merge_method in registry.names() and has_conveyor(torch.device(device))
+
+
 def allowed_at_once(config: Any, device: str) -> int | None:
-    """Bytes for the tensors of this merge that run side by side; None where they run one after the other."""
-    if config.merge_method not in registry.names() or device != "cpu":
+    """Bytes for the tensors of this merge that run side by side, or are on their way through a GPU; None where they
+    run one after the other."""
+    if config.merge_method not in registry.names() or (device != "cpu" and not is_carried(config, device)):
         return None
     given = (config.parameters or {}).get("memory_gb")
     is_plain = not isinstance(given, list | dict)

@@ -12,7 +12,15 @@ import torch
 from mergekit_3h.checkpoints.headers import DTYPE_BYTES
 from mergekit_3h.inspection.throughput import Throughput, measure_throughput
 from mergekit_3h.kernels.devices import float64_rate
-from mergekit_3h.lint.at_once import AtOnce, Need, allowed_at_once, largest_at_once, workers_on
+from mergekit_3h.lint.at_once import (
+    AtOnce,
+    Need,
+    allowed_at_once,
+    carried_at_once,
+    is_carried,
+    largest_at_once,
+    workers_on,
+)
 from mergekit_3h.lint.models import NamedModel
 from mergekit_3h.lint.parameters import plain_options
 from mergekit_3h.lint.planned import PlannedTensor, source_tensors
@@ -40,7 +48,8 @@ class Estimate:
     Python's start is not in the seconds. ``peak_bytes`` is what the process needs for itself; ``mapped_bytes`` of
     weight files are mapped beside it, which tools that show the resident set count too, and which the system drops
     when it needs the space. Of the peak, ``at_once.own`` are what is being merged, ``collected_bytes`` the output that
-    waits to be written.
+    waits to be written. ``device_bytes`` are those of a GPU's memory for the tensor that takes most, if it goes through
+    there while others are read and written.
     """
 
     tensors: int
@@ -49,6 +58,7 @@ class Estimate:
     read_bytes: int
     peak_bytes: int
     at_once: AtOnce
+    device_bytes: int | None
     collected_bytes: int
     mapped_bytes: int
     seconds: float
@@ -77,7 +87,11 @@ def estimate_merge(config: Any, plan: list[PlannedTensor], models: list[NamedMod
     output = sum(output_bytes(config, tensor) for tensor in plan)
     read = sum(given.stored.nbytes for tensor in plan for given in tensor.inputs if given.stored)
     needs = [_need(config, tensor, options if tensor.name in matrices else None) for tensor in plan]
-    at_once = largest_at_once(needs, allowed_at_once(config, device), workers)
+    allowed, passes = allowed_at_once(config, device), is_carried(config, device)
+    if passes and allowed is not None:
+        at_once = carried_at_once([_inputs(config, t) for t in plan], [output_bytes(config, t) for t in plan], allowed)
+    else:
+        at_once = largest_at_once(needs, allowed, workers)
     collected = min(output, SHARD_BYTES)
     sizes = {file: file.stat().st_size for file in files}
     mapped = sum(size for file, size in sizes.items() if file.suffix == ".safetensors")
@@ -90,14 +104,19 @@ def estimate_merge(config: Any, plan: list[PlannedTensor], models: list[NamedMod
         read_bytes=read,
         peak_bytes=_PROCESS_BYTES + collected + at_once.own + pickles,
         at_once=at_once,
+        device_bytes=max((need.own + need.mapped for need in needs), default=0) if passes else None,
         collected_bytes=collected,
         mapped_bytes=mapped,
-        seconds=compute + read / speed.read + output / speed.write,
+        seconds=(max if passes else _sum)(compute, read / speed.read, output / speed.write),
         compute_seconds=compute,
         device=device,
         basis=f"scaled from short runs of {what} on {device}, and of reading and writing, on this machine"
         + _slow_float64(method, device),
     )
+
+
+def _sum(*seconds: float) -> float:
+    return sum(seconds)
 
 
 def _slow_float64(method: str, device: str) -> str:
@@ -191,6 +210,15 @@ def held_bytes(config: Any, tensor: PlannedTensor) -> int:
 def _need(config: Any, tensor: PlannedTensor, options: SpectralMethod | None) -> Need:
     stored = sum(given.stored.nbytes for given in tensor.inputs if given.stored)
     return Need(_working_bytes(config, tensor, options), 0 if config.dtype else stored)
+
+
+def _inputs(config: Any, tensor: PlannedTensor) -> Need:
+    """What a tensor's inputs take of the host's memory until they are on a GPU: pages of files, or copies in another
+    dtype."""
+    stored = [given.stored for given in tensor.inputs if given.stored]
+    if config.dtype:
+        return Need(_output_width(config, tensor) * sum(each.elements for each in stored), 0)
+    return Need(0, sum(each.nbytes for each in stored))
 
 
 def _working_bytes(config: Any, tensor: PlannedTensor, options: SpectralMethod | None) -> int:

@@ -1,9 +1,10 @@
-"""Tensors of one merge side by side on all cores, within mergekit's graph.
+"""Tensors of one merge side by side on all cores, or one after the other through a GPU, within mergekit's graph.
 
 mergekit's executor runs one task after the other, and a tensor's merge is one task. Here it is two: ``BegunMerge``
-takes the inputs and hands the work to the cores, and the task that mergekit made itself, which becomes an
-``AwaitedMerge``, fetches the result. Between the two the executor begins the tensors that come next in its order, as
-many as fit into the memory: they are the group. mergekit loads, aligns, saves and frees as ever, in its own order.
+takes the inputs and hands the work to the cores or to the GPU's conveyor, and the task that mergekit made itself, which
+becomes an ``AwaitedMerge``, fetches the result. Between the two the executor begins the tensors that come next in its
+order, as many as fit into the memory: they are the group. mergekit loads, aligns, saves and frees as ever, in its own
+order, while the cores or the GPU are at work.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ from mergekit.merge_methods.task_adapter import ExecuteMergeMethodTask
 from pydantic import PrivateAttr, SkipValidation
 from torch import Tensor
 
-from mergekit_3h.errors import ThreeHError
+from mergekit_3h.errors import about_tensor
+from mergekit_3h.kernels.conveyor import INPUTS_SHARE, MOST_ABOARD, Conveyor, Load, conveyor_on, has_conveyor
 from mergekit_3h.kernels.jobs import WAITING_SHARE, Begun, flow_on, last_begun, room_within, runs_alone
 from mergekit_3h.kernels.pages import read_ahead
 from mergekit_3h.kernels.room import allowed_bytes
+from mergekit_3h.methods.host_errors import shown_by_mergekit
 
 if TYPE_CHECKING:
     from mergekit_3h.methods.planning import CheckedMerge
@@ -32,7 +35,8 @@ if TYPE_CHECKING:
 _CPU = torch.device("cpu")
 _AFTER_LOADING = -2000  # mergekit's own tasks have priorities from 10000 down to -1000, that of loading
 _UNKNOWN_AHEAD = 2
-"""Tensors a worker that begin ahead of one where the models' headers do not say how large they are."""
+"""Tensors a worker, or one that is on the way through a GPU, that begin ahead of one where the models' headers do not
+say how large they are."""
 
 
 class MeasuredMethod(Protocol):
@@ -52,28 +56,40 @@ class Turn:
 
 
 class Lookahead:
-    """The tensors of one plan in the order in which mergekit comes to them. They gather while it plans."""
+    """The tensors of one plan in the order in which mergekit comes to them. They gather while it plans.
 
-    def __init__(self, sizes: Mapping[str, int]) -> None:
+    ``device`` is where they are merged; None where mergekit's own tasks do that.
+    """
+
+    def __init__(self, sizes: Mapping[str, int], device: torch.device | None = _CPU) -> None:
+        self.device = device
         self._sizes = dict(sizes)
         self._members: dict[str, Task[Any]] = {}
         self._memory_gb: float | None = None
-        self._room: int | None = None
+        self._allowed: int | None = None
         self._turns: dict[str, Turn] | None = None
 
     def add(self, name: str, inputs: Task[Any], memory_gb: float | None) -> None:
         """One more tensor. Of different ``memory_gb`` the smallest counts."""
         self._members[name] = inputs
-        self._room = self._turns = None
+        self._allowed = self._turns = None
         if memory_gb is not None:
             self._memory_gb = min(memory_gb, self._memory_gb or memory_gb)
 
     @property
     def room(self) -> int:
-        """Bytes for what is merged at once."""
-        if self._room is None:
-            self._room = room_within(allowed_bytes(self._memory_gb))
-        return self._room
+        """Bytes for what is merged at once: of a merge on a device for its inputs, which the host keeps until then."""
+        return int(INPUTS_SHARE * self._bytes) if self.is_on_device else room_within(self._bytes)
+
+    @property
+    def is_on_device(self) -> bool:
+        return self.device is not None and has_conveyor(self.device)
+
+    @property
+    def _bytes(self) -> int:
+        if self._allowed is None:
+            self._allowed = allowed_bytes(self._memory_gb)
+        return self._allowed
 
     def turn(self, name: str) -> Turn | None:
         """None for a tensor that mergekit makes of others, which has no place in its order. mergekit-pytorch gives no
@@ -86,9 +102,10 @@ class Lookahead:
         ordered = sorted((inputs.group_label() or "", name) for name, inputs in self._members.items())
         if any(label for label, _ in ordered):
             ordered = [(label, name) for label, name in ordered if label]
-        unknown = int(WAITING_SHARE * self.room) // (_UNKNOWN_AHEAD * torch.get_num_threads())
+        most = self._bytes - self.room if self.is_on_device else int(WAITING_SHARE * self.room)
+        unknown = most // (_UNKNOWN_AHEAD * (MOST_ABOARD if self.is_on_device else torch.get_num_threads()))
         sizes = [self._sizes.get(name, unknown) for _, name in ordered]
-        whole, last = max(1, sum(sizes)), last_begun(sizes, self.room)
+        whole, last = max(1, sum(sizes)), last_begun(sizes, most)
         return {name: Turn(i, ordered[last[i]][0], sizes[i] / whole) for i, (_, name) in enumerate(ordered)}
 
 
@@ -104,7 +121,8 @@ class AwaitedMerge(ExecuteMergeMethodTask):
         """What was begun; who executes the task outside of the graph gives it the models' tensors, as mergekit's."""
         if isinstance(tensors, dict):
             return self._merged(tensors)
-        return tensors.result() if isinstance(tensors, Begun) else tensors
+        with shown_by_mergekit():
+            return tensors.result() if isinstance(tensors, Begun) else tensors
 
     def group_label(self) -> str | None:
         turn = self._turn
@@ -118,32 +136,53 @@ class AwaitedMerge(ExecuteMergeMethodTask):
         return False  # the result stays where mergekit stores results
 
     @property
+    def is_carried(self) -> bool:
+        """To a device, by a conveyor: the inputs stay where they are until it is their turn."""
+        return self._ahead.is_on_device
+
+    @property
     def _turn(self) -> Turn | None:
         return self._ahead.turn(self.output_weight.name)
 
     def begin(self, tensors: dict[Any, Tensor]) -> Begun | Tensor | None:
-        """Hand the merge to the cores, or do it now with all of them: a tensor that is too large to share them."""
-        inputs, turn, flow = list(tensors.values()), self._turn, flow_on(_CPU)
-        work = partial(self._merged, tensors)
-        if flow is None or not inputs or any(tensor.device != _CPU for tensor in inputs):
-            return work()
-        method = cast(MeasuredMethod, merge_methods.get(self.method_name))
-        need = method.bytes_to_merge(self.output_weight.name, inputs, dict(self.parameters.items()))
-        room = self._ahead.room
+        """Hand the merge on, or do it now with all cores: a tensor that is too large to share them."""
+        conveyor = conveyor_on(self._ahead.device) if self._ahead.device is not None else None
+        if not tensors:
+            return self._merged(tensors)
+        need = self._bytes_to_merge(list(tensors.values()))
+        return self._beside(tensors, need) if conveyor is None else self._carried(conveyor, tensors, need)
+
+    def _carried(self, conveyor: Conveyor, tensors: dict[Any, Tensor], need: int) -> Begun:
+        """Through the device, which merges one tensor after the other."""
+        sizes = [tensor.nbytes for tensor in tensors.values()]
+        read_ahead(tensors.values())
+        load = Load(self.output_weight.name, tensors, self._merged_by_mergekit, need - sum(sizes), max(sizes))
+        return conveyor.begin(load, self._ahead.room)
+
+    def _beside(self, tensors: dict[Any, Tensor], need: int) -> Begun | Tensor | None:
+        """On the cores, beside other tensors."""
+        inputs, turn, flow, room = list(tensors.values()), self._turn, flow_on(_CPU), self._ahead.room
+        if flow is None or any(tensor.device != _CPU for tensor in inputs):
+            return self._merged(tensors)
         if turn is None or runs_alone(need, turn.share, room, flow.workers):
             flow.wait_for_room(need, room)
-            return work()
+            return self._merged(tensors)
         read_ahead(inputs)
-        return flow.begin(work, need, room, held=sum(tensor.nbytes for tensor in inputs))
+        return flow.begin(partial(self._merged, tensors), need, room, held=sum(tensor.nbytes for tensor in inputs))
+
+    def _bytes_to_merge(self, inputs: Sequence[Tensor]) -> int:
+        method = cast(MeasuredMethod, merge_methods.get(self.method_name))
+        return method.bytes_to_merge(self.output_weight.name, inputs, dict(self.parameters.items()))
+
+    def _merged_by_mergekit(self, tensors: dict[Any, Tensor]) -> Tensor | None:
+        return super().execute(tensors)
 
     def _merged(self, tensors: dict[Any, Tensor]) -> Tensor | None:
-        name = self.output_weight.name
         try:
-            return super().execute(tensors)
+            return self._merged_by_mergekit(tensors)
         except Exception as error:
-            if isinstance(error, ThreeHError) or name in str(error):
-                raise
-            raise RuntimeError(f"cannot merge tensor {name!r}: {type(error).__name__}: {error}") from error
+            told = about_tensor(self.output_weight.name, error)
+            raise told from told.__cause__
 
 
 class BegunMerge(Task[Any], frozen=True):
@@ -161,20 +200,25 @@ class BegunMerge(Task[Any], frozen=True):
         return self.merge.gather_tensors.group_label()
 
     def uses_accelerator(self) -> bool:
-        return ExecuteMergeMethodTask.uses_accelerator(self.merge)
+        return not self.merge.is_carried and ExecuteMergeMethodTask.uses_accelerator(self.merge)
 
 
 def begin_ahead(merge: CheckedMerge) -> None:
     """Have the task that asks a method to validate its inputs right now begin before its result is needed.
 
     mergekit makes its tasks itself, and this is the moment at which it shows a method one: the frame that calls
-    ``validate_inputs``. Its task stays the same object with the same fields, and gets the two methods above. Where the
-    cores have nothing to share, on an accelerator or with one thread, tasks stay as they are.
+    ``validate_inputs``. Its task stays the same object with the same fields, and gets the two methods above. Where
+    nothing is gained, with one thread on a CPU, or models lie on the accelerator, tasks stay as they are.
     """
     task = sys._getframe(2).f_locals.get("self")
-    if type(task) is not ExecuteMergeMethodTask or merge.device != "cpu" or flow_on(_CPU) is None:
+    if type(task) is not ExecuteMergeMethodTask or not (merge.ahead.is_on_device or _has_cores(merge.ahead.device)):
         return
     memory_gb = dict(task.parameters.items()).get("memory_gb")
     merge.ahead.add(task.output_weight.name, task.gather_tensors, memory_gb)
     object.__setattr__(task, "__class__", AwaitedMerge)
     object.__setattr__(task, "__pydantic_private__", {"_ahead": merge.ahead})
+
+
+def _has_cores(device: torch.device | None) -> bool:
+    """More than one, which merge side by side."""
+    return device == _CPU and flow_on(_CPU) is not None

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+import torch
 from mergekit.merge_methods.base import MergeMethodSpec
 
 from mergekit_3h.errors import ModelError, OptionError
@@ -35,7 +36,6 @@ class CheckedMerge:
     """A merge that passed."""
 
     config: Any
-    device: str
     ahead: Lookahead
 
 
@@ -60,9 +60,15 @@ def checked_merge(spec: MergeMethodSpec) -> CheckedMerge | None:
     _refuse(OptionError, spec, parameter_findings(config, spec))
     plan = check_models(spec, config, options)
     sizes = {tensor.name: output_bytes(config, tensor) for tensor in plan}
-    device = "cuda" if getattr(options, "multi_gpu", False) else getattr(options, "device", None) or "cpu"
-    _checked.append(CheckedMerge(config, device, Lookahead(sizes)))
+    _checked.append(CheckedMerge(config, Lookahead(sizes, _merging_device(options))))
     return _checked[-1]
+
+
+def _merging_device(options: Any) -> torch.device | None:
+    """The one device that merges tensors out of the host's memory; None where several do, or they are kept there."""
+    device = torch.device(getattr(options, "device", None) or "cpu")
+    stays = device.type != "cpu" and any(getattr(options, name, False) for name in ("low_cpu_memory", "read_to_gpu"))
+    return None if stays or getattr(options, "multi_gpu", False) else device
 
 
 def check_models(spec: MergeMethodSpec, config: Any, options: Any) -> list[PlannedTensor]:

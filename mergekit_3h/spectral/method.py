@@ -53,8 +53,9 @@ class RunningOptions(BaseModel):
         None,
         gt=0.0,
         allow_inf_nan=False,
-        description="Gigabytes that the tensors merged side by side on a CPU may take at once; unset, a quarter of the "
-        "memory that is free when the merge begins, and 1 GiB at least. A tensor too large for it is merged alone.",
+        description="Gigabytes of memory that the tensors merged side by side on a CPU, or on their way to a GPU and "
+        "back, may take at once; unset, a quarter of the memory that is free when the merge begins, and 1 GiB at "
+        "least. A tensor too large for it is merged alone.",
     )
 
 

@@ -10,14 +10,18 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from lint.workshop import Workshop, all_of, only
 from safetensors.torch import load_file, save_file
 from tiny_models import Family, tiny_tokenizer
 from transformers import OPTConfig, OPTForCausalLM
 
 from mergekit_3h.benchmarks.end_to_end import run_process
+from mergekit_3h.cli import main
+from mergekit_3h.inspection.throughput import Throughput
+from mergekit_3h.kernels.passages import PASSAGES, Passage
 from mergekit_3h.lint import examine, lint
-from mergekit_3h.lint.at_once import AtOnce, Need, largest_at_once
+from mergekit_3h.lint.at_once import AtOnce, Need, carried_at_once, largest_at_once
 from mergekit_3h.lint.estimate import decomposed
 from mergekit_3h.lint.host_plan import planned_tensors
 from mergekit_3h.lint.models import named_models
@@ -83,6 +87,31 @@ def test_a_group_of_a_large_model_stays_within_what_it_may_take() -> None:
     assert largest_at_once(needs, 10 << 30, workers=16) == AtOnce(1, 5 << 30, 10 << 30)
     assert largest_at_once(needs, None, workers=16) == AtOnce(1, 5 << 30, None)
     assert largest_at_once([], 10 << 30, workers=16).own == 0
+
+
+def test_the_estimate_of_a_merge_through_a_gpu(llamas: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The longest of reading, merging and writing; the working memory is the card's, what waits the host's. The CPU
+    stands in for the card."""
+    slow_disk = Throughput(read=1e3, write=1e9, elementwise=1e9, gemm_flops=1e10, eigh_unit=1e-9)
+    monkeypatch.setattr("mergekit_3h.lint.estimate.measure_throughput", lambda *_: slow_disk)
+    config = llamas.write(llamas.config("tsvm", parameters={"memory_gb": 0.5}))
+    on_the_cores = examine(config).estimates[0]
+    monkeypatch.setitem(PASSAGES, "cpu", Passage)
+    through = examine(config).estimates[0]
+    assert through.seconds == through.read_bytes / 1e3 and on_the_cores.device_bytes is None
+    assert on_the_cores.seconds > through.read_bytes / 1e3 + on_the_cores.compute_seconds
+    assert through.device_bytes is not None and through.device_bytes > 4 * 4 * 384 * 32
+    assert through.at_once.tensors == through.tensors and through.at_once.own == 2 * through.output_bytes
+    said = CliRunner().invoke(main, ["check", str(config)]).output
+    assert f"{through.tensors} tensors on their way to cpu and back within 500.0 MB, which memory_gb lowers" in said
+    assert "of the memory of cpu, " in said
+
+
+def test_what_waits_for_a_gpu_stays_within_what_it_may_take() -> None:
+    inputs, results = [Need(own=0, mapped=400)] * 10 + [Need(own=300, mapped=0)] * 2, [100] * 12
+    assert carried_at_once(inputs, results, 2000) == AtOnce(3, (300 + 100) * 2 + 100 + 500, 2000)
+    assert carried_at_once(inputs, results, 10) == AtOnce(1, 300 + 100 + 3, 10)
+    assert carried_at_once([], [], 10).own == 0
 
 
 def test_estimate_follows_the_options(llamas: Workshop) -> None:

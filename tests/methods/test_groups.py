@@ -206,9 +206,12 @@ def planned(family: Family, **options: Any) -> list[Any]:
 
 def test_tasks_stay_mergekits_own_where_nothing_runs_side_by_side(llama: Family) -> None:
     assert {type(task) for task in planned(llama)} == {AwaitedMerge}
-    for options in ({"cuda": True}, {"device": "cuda:1"}, {"multi_gpu": True}):
+    on_the_card = ({"multi_gpu": True}, {"low_cpu_memory": True}, {"read_to_gpu": True}, {"gpu_rich": True})
+    for options in ({"device": "mps"}, *({"cuda": True, **kept} for kept in on_the_card)):
         assert {type(task) for task in planned(llama, **options)} == {ExecuteMergeMethodTask}
     torch.set_num_threads(1)
+    for options in ({"cuda": True}, {"device": "cuda:1"}):
+        assert {type(task) for task in planned(llama, **options)} == {AwaitedMerge}
     assert {type(task) for task in planned(llama)} == {ExecuteMergeMethodTask}
 
 
