@@ -62,6 +62,11 @@ def main() -> None:
                 workshop.experts(kind, seed)
 
 
+def stem_of(cache: Path, kind: str, seed: int, name: str) -> Path:
+    """The folder of an expert without its dtype's ending."""
+    return cache / kind / f"seed{seed}" / name
+
+
 def folder_of(stem: Path, dtype: str) -> Path:
     return stem.with_name(f"{stem.name}-{dtype}")
 
@@ -85,7 +90,7 @@ class Workshop:
 
     def experts(self, kind: str, seed: int, dimensions: Sequence[str] = DIMENSIONS) -> dict[str, Path]:
         """The folders of one set of experts without their dtype's ending, trained as far as they are not there."""
-        stems = {dimension: self._stem(kind, seed, dimension) for dimension in dimensions}
+        stems = {dimension: stem_of(self.cache, kind, seed, dimension) for dimension in dimensions}
         missing = [name for name, stem in stems.items() if not _is_made(stem)]
         for dimension in missing:
             self._make(stems[dimension], kind, seed, [dimension])
@@ -98,13 +103,10 @@ class Workshop:
     def mixture(self, kind: str, seed: int) -> Path:
         """The same of one model that learns what the experts of this seed learn, in one training: their lessons in
         random order, in as many steps as they take together."""
-        stem = self._stem(kind, seed, MIXTURE)
+        stem = stem_of(self.cache, kind, seed, MIXTURE)
         if not _is_made(stem):
             self._make(stem, kind, seed, DIMENSIONS)
         return stem
-
-    def _stem(self, kind: str, seed: int, name: str) -> Path:
-        return self.cache / kind / f"seed{seed}" / name
 
     def _make(self, stem: Path, kind: str, seed: int, dimensions: Sequence[str]) -> None:
         """Train on the lessons of one dimension, or of several."""

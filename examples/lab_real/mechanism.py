@@ -40,7 +40,7 @@ def of_merge(matrices: Sequence[Matrix]) -> dict[str, float]:
     conditions = [max(pair) for pair in _present(reports, "conditions")]
     weights = _present(reports, "outlier_weights")
     found = {
-        "rank": _mean(sum(each.report.ranks) / each.side for each in matrices),
+        "rank": _mean(sum(each.report.ranks) / each.side for each in matrices if hasattr(each.report, "ranks")),
         "cut": _mean(_cuts(reports)),
         "under_edge": median(ratios) if ratios else None,
         "condition": _geometric_mean(conditions),
@@ -53,7 +53,7 @@ def of_merge(matrices: Sequence[Matrix]) -> dict[str, float]:
 
 def _cuts(reports: Sequence[Any]) -> Iterable[float]:
     for report in reports:
-        if not any(report.noise_edges):
+        if not any(getattr(report, "noise_edges", ())):
             continue
         if hasattr(report, "under_edge"):
             yield report.under_edge is not None and report.under_edge < ROUNDING_ALONE

@@ -16,6 +16,8 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+from agreement import ROW as ARTEFACTS
+from agreement import agreement
 from board import COMPARED, NUMBERS, REFERENCE, TITLES, Group, Line, kept, markdown, over_seeds
 from data import BESIDES, DIMENSIONS
 from predictors import SEEN, companions, observables
@@ -61,6 +63,8 @@ def report(lines: Sequence[Line]) -> str:
     groups: defaultdict[Group, list[Line]] = defaultdict(list)
     seen: dict[Case, Line] = {}
     for line in lines:
+        if line["row"] == ARTEFACTS:
+            continue
         case = Case.of(line)
         if line["row"] == SEEN:
             seen[case] = line
@@ -70,7 +74,11 @@ def report(lines: Sequence[Line]) -> str:
     if any(together != THREE for _, _, together in groups):
         tables.append(f"**How many experts**\n\n{numbers(groups)}")
     tables.append(f"**What tells beforehand**\n\n{observables(groups, seen)}")
-    return "\n\n".join([*tables, f"**What goes with it**\n\n{companions(groups, seen)}"])
+    tables.append(f"**What goes with it**\n\n{companions(groups, seen)}")
+    unrounded = [line for line in lines if line["row"] == ARTEFACTS]
+    if unrounded:
+        tables.append(f"**Alpha and Omega, rounded and not**\n\n{markdown(agreement(unrounded))}")
+    return "\n\n".join(tables)
 
 
 def _title(group: Group, lines: Sequence[Line]) -> str:

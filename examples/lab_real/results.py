@@ -60,7 +60,7 @@ class Results:
         self.path, self._questions = path, list(questions)
         self.lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         for line in self.lines:
-            if line["questions"] != self._questions:
+            if line.get("questions", self._questions) != self._questions:  # some lines asked none
                 sys.exit(
                     f"--results {path}: it was measured on {line['questions']} questions for validation and test, now "
                     f"there are {self._questions}. Give the same --questions, or another file."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from math import isfinite
 from pathlib import Path
 from statistics import fmean
 from types import ModuleType
@@ -51,6 +52,16 @@ def test_a_line_has_what_the_reports_say(lab: Lab, open_case: Callable[..., Any]
         _geometric([max(report.conditions) for report in own["tsvm"]]), rel=1e-3
     )
     assert "under_edge" in said["iso_c"] and "under_edge" not in said["tsvm"]
+
+
+def test_every_row_says_what_it_did(lab: Lab, open_case: Callable[..., Any]) -> None:
+    """Of whatever method, in numbers that JSON can hold."""
+    case = open_case()
+    merges = [row for row in lab("rows").rows() if isinstance(row, lab("merging").Row)]
+    for row in merges:
+        about = row.update(case.base, case.experts).about
+        assert row.label == "task_arithmetic" or about["rank"] > 0, row.label
+        assert all(isfinite(value) for value in about.values()), row.label
 
 
 def _geometric(values: list[float]) -> float:
@@ -123,3 +134,41 @@ def test_rows_seeds_and_cases_are_looked_at_apart(lab: Lab) -> None:
     assert correlations.over_seeds(samples) == {"a": near([(-1.0, -0.05), (1.0, 0.05)]), "b": near([(0.0, 0.0)])}
     assert correlations.over_cases(samples) == {None: near([(2.0, 0.2), (10.0, 0.7)])}
     assert correlations.over_cases([]) == {None: []}
+
+
+def test_artefacts_of_rounding_are_measured_from_both_checkpoints(
+    lab: Lab, open_case: Callable[..., Any], cache: Path
+) -> None:
+    """Against the method itself on the same matrices, and the table by hand."""
+    artefacts = lab("artefacts")
+    cases = {dtype: open_case(dtype, seed=3) for dtype in ("float32", "bf16")}
+    line = artefacts.measured(cache, "full_short", 3)
+    assert line["row"] == "artefacts" and (line["experts"], line["seed"]) == ("full_short", 3)
+    name = sorted(name for name in cases["bf16"].base if ".layers." in name and name.endswith("proj.weight"))[-1]
+    for dtype, case in cases.items():
+        tasks = TaskMatrices([state[name] for state in case.experts.values()], case.base[name])
+        report = parse_options("rtsvm", {"noise_floor": "off"}).merge(tasks, [1.0] * 3)[1]
+        assert line["omega"][dtype][-1] == pytest.approx(report.omega, rel=1e-3)  # four digits are noted
+        assert line["alpha"][dtype][-1] == pytest.approx(report.outlier_weights, rel=1e-3)
+    assert line["omega"]["bf16"] != line["omega"]["float32"] and len(line["omega"]["bf16"]) == 14
+
+
+def test_what_checkpoints_agree_in(lab: Lab) -> None:
+    """Two matrices of two experts: rounding turns the order of the experts round in one of them."""
+    line = {
+        "row": "artefacts",
+        "experts": "full_short",
+        "seed": 0,
+        "alpha": {"float32": [[0.5, 1.5], [0.8, 1.2]], "bf16": [[1.2, 0.8], [0.4, 1.6]]},
+        "omega": {"float32": [0.2, 0.3], "bf16": [0.5, 0.7]},
+    }
+    cells = lab("agreement").agreement([line])[1]
+    # alpha by rank, float32: 0.5 0.8 1.2 1.5, beside 1.2 0.4 1.6 0.8: 3 1 4 2, so 1 - 6 (4 + 1 + 1 + 4) / 60
+    assert cells == ("`full_short`", "1", "0.00", "0.55", "2.25", "2.75", "0.50", "1.00", "0.25", "0.60")
+    tables = lab("report").report([line])
+    assert tables.endswith(" | ".join(cells) + " |") and "**Alpha and Omega, rounded and not**" in tables
+
+
+def test_artefacts_of_experts_that_are_not_there_are_an_error(lab: Lab, cache: Path) -> None:
+    with pytest.raises(SystemExit, match=r"lora_moderate/seed0/helpful-.* not found; .*experts\.py makes experts"):
+        lab("artefacts").measured(cache, "lora_moderate", 0)
