@@ -9,6 +9,7 @@ import math
 import threading
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 from fusion_bench.modelpool.base_pool import BaseModelPool
@@ -128,6 +129,7 @@ class SpectralAlgorithm(StreamingAlgorithm):
         models = super().destinations(modelpool)
         self._adapter = None
         if self.adapter_save_path is not None:
+            _require_apart(self.adapter_save_path, self.model_save_path)
             self._adapter = AdapterDestination(self.adapter_save_path, self.adapter_rank, modelpool)
         return [*models, *([self._adapter] if self._adapter is not None else [])]
 
@@ -257,6 +259,15 @@ def _require_adapter_rank(rank: Any, path: str | None) -> None:
         raise OptionError(f"option 'adapter_rank': got {rank!r}; expected a whole number from 1 on")
     if path is None:
         raise OptionError(f"option 'adapter_rank': got {rank}, but no adapter is written; name adapter_save_path too")
+
+
+def _require_apart(adapter: str, model: str | None) -> None:
+    """transformers takes a folder with an adapter for that adapter, whatever else is in it."""
+    if model is not None and Path(adapter).expanduser().resolve() == Path(model).expanduser().resolve():
+        raise OptionError(
+            f"option 'adapter_save_path': got {adapter!r}, where model_save_path saves the whole model; name a folder "
+            "of its own"
+        )
 
 
 def _require_weights(weight: Any) -> None:

@@ -223,6 +223,8 @@ def test_an_adapter_that_could_not_be_right_is_refused(
     ]:
         with pytest.raises(OptionError, match=message):
             TSVM(**options)
+    with pytest.raises(OptionError, match=r"'adapter_save_path': got .* where model_save_path saves the whole model"):
+        TSVM(adapter_save_path=out, model_save_path=f"{out}/").run(pool)
     trained_whole = write_adapter(llama.base, absolute / "trained", modules_to_save=["lm_head"])
     with pytest.raises(ModelError, match=r"modules_to_save is set in its adapter_config.json"):
         TSVM(adapter_save_path=out).run(CausalLMPool(entries(llama.base, [trained_whole], "folder"), tokenizer=None))
