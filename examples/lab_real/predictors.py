@@ -105,7 +105,7 @@ def companions(groups: Mapping[Group, Sequence[Line]], seen: Mapping[Case, Line]
     rows = [["of the merge", "over rows", "over seeds", "over cases"]]
     rows += [[name, cell(over_rows(merges[name])), *_wider(merges[name])] for name in AFTER if name in merges]
     rows += [[f"of the experts: {name}", "", *_wider(experts[name])] for name in BEFORE if name in experts]
-    return markdown(rows)
+    return markdown([row for row in rows if any(row[1:])])
 
 
 def _wider(samples: Sequence[Sample]) -> tuple[str, str]:
