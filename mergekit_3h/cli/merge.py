@@ -76,7 +76,7 @@ def _models(config: Path, given: dict[str, Any]) -> dict[str, Path]:
     from mergekit_3h.methods.audited_models import audited_models
     from mergekit_3h.suggestions import did_you_mean
 
-    labels, _ = audited_models((str(config),), given["lora_merge_cache"], given["trust_remote_code"])
+    labels, _ = audited_models((str(config),), given["lora_merge_cache"], given["trust_remote_code"], merged_only=True)
     for folder in labels.values():
         checkpoint_folder(str(folder))
     for dimension, name in pairs("--expert", given["experts"]).items():

@@ -66,6 +66,21 @@ def test_a_merge_that_loses_a_dimension_says_so(mergekit_3h, config, suite: Path
     assert "merge.html" in again.output, "base and experts are known from the first time"
 
 
+@pytest.mark.slow
+def test_models_of_the_layer_gate_are_no_experts(mergekit_3h, config, suite: Path, tmp_path: Path) -> None:
+    """The unaligned model is better than the merge at what only it was trained for; nobody merged it."""
+    file = config(merge_method="tsvm")
+    content = yaml.safe_load(file.read_text())
+    for model in content["models"]:
+        if Path(model["model"]).name == "harmless":
+            model["parameters"] = {"role": "unaligned"}
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
+    said = mergekit_3h("merge", file, tmp_path / "out", "--evaluate", suite, status=4).output
+    rows = list(csv.DictReader((tmp_path / "out-evaluation" / "table.csv").open()))
+    assert [row["method"] for row in rows] == ["base", "helpful", "honest", "merge"]
+    assert "against harmless" not in said
+
+
 def test_two_items_prove_no_loss(mergekit_3h, config, questions: Path, tmp_path: Path) -> None:
     file = config({"helpful": 1.0, "honest": 0.0, "harmless": 0.0})
     few = write_suite(tmp_path / "few.yml", likelihoods(tiny_suite(questions)))
