@@ -40,7 +40,7 @@ class _TokenLosses(torch.autograd.Function):
         for part in _blocks(logits):
             chosen = targets[part, None]
             probabilities = _raised(logits[part]).softmax(dim=1)
-            probabilities.scatter_add_(1, chosen, probabilities.new_full(chosen.shape, -1.0))
+            probabilities.scatter_(1, chosen, probabilities.gather(1, chosen) - 1.0)
             by_logits[part] = probabilities.mul_(by_loss[part, None])
         return by_logits, None
 
