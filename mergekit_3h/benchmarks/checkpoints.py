@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ _WIDTHS = [
 ]
 _FEWEST_LAYERS = 8
 """The widest model with at least so many layers is taken, or the narrowest there is."""
-_HEAD = 64
+_HEAD, _LARGE_HEAD = 64, 128
 
 
 @dataclass(frozen=True)
@@ -36,25 +37,29 @@ class LlamaSize:
     intermediate: int
     vocabulary: int
     layers: int
+    key_value: int | None = None
+    """Rows of the key and value projections, if not as many as there are columns."""
 
     @property
     def parameters(self) -> int:
-        return _outside(self.hidden, self.vocabulary) + self.layers * _layer(self.hidden, self.intermediate)
+        return sum(math.prod(shape) for shape in self.tensors().values())
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Shape of every tensor."""
         hidden, wide = self.hidden, self.intermediate
+        rows = {"q": hidden, "k": self.key_value or hidden, "v": self.key_value or hidden, "o": hidden}
         found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocabulary, hidden)}
         for i in range(self.layers):
             layer = f"model.layers.{i}."
-            found |= {f"{layer}self_attn.{name}_proj.weight": (hidden, hidden) for name in "qkvo"}
+            found |= {f"{layer}self_attn.{name}_proj.weight": (rows[name], hidden) for name in "qkvo"}
             found |= {f"{layer}mlp.{name}_proj.weight": (wide, hidden) for name in ("gate", "up")}
             found[f"{layer}mlp.down_proj.weight"] = (hidden, wide)
             found |= {f"{layer}{name}_layernorm.weight": (hidden,) for name in ("input", "post_attention")}
         return found | {"model.norm.weight": (hidden,), "lm_head.weight": (self.vocabulary, hidden)}
 
     def config(self, dtype: str) -> dict[str, object]:
-        heads = max(1, self.hidden // _HEAD)
+        head = _HEAD if self.hidden < _LARGE_HEAD * 32 else _LARGE_HEAD
+        heads = max(1, self.hidden // head)
         return {
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
@@ -62,7 +67,7 @@ class LlamaSize:
             "intermediate_size": self.intermediate,
             "num_hidden_layers": self.layers,
             "num_attention_heads": heads,
-            "num_key_value_heads": heads,
+            "num_key_value_heads": max(1, (self.key_value or self.hidden) // head),
             "vocab_size": self.vocabulary,
             "max_position_embeddings": 2048,
             "tie_word_embeddings": False,
@@ -98,9 +103,16 @@ def llama_of(parameters: int) -> LlamaSize:
 
 
 def write_checkpoints(
-    folder: Path, size: LlamaSize, experts: int, dtype: str, update: UpdateKind, weights: float = WEIGHT_RMS
+    folder: Path,
+    size: LlamaSize,
+    experts: int,
+    dtype: str,
+    update: UpdateKind,
+    weights: float = WEIGHT_RMS,
+    device: torch.device | None = None,
 ) -> list[Path]:
-    """The base and its experts, each a folder that mergekit reads; the base comes first."""
+    """The base and its experts, each a folder that mergekit reads; the base comes first. They are made on ``device``,
+    whose numbers are not another's."""
     from safetensors.torch import save_file
 
     models: list[dict[str, Tensor]] = [{} for _ in range(experts + 1)]
@@ -110,8 +122,8 @@ def write_checkpoints(
         else:
             rows, columns = shape
             problem = MatrixProblem(rows, columns, experts, dtype, update, seed, weights)
-            inputs = make_inputs(problem, torch.device("cpu"))
-            tensors = [inputs.base, *inputs.experts]
+            inputs = make_inputs(problem, device or torch.device("cpu"))
+            tensors = [tensor.cpu() for tensor in (inputs.base, *inputs.experts)]
         for model, tensor in zip(models, tensors, strict=True):
             model[name] = tensor
     paths = [folder / name for name in ("base", *(f"expert-{i}" for i in range(1, experts + 1)))]

@@ -43,6 +43,10 @@ INPUTS_SHARE = 0.75
 saved. The working memory is the device's, so they may have more than beside a merge on the cores."""
 
 
+Work = Callable[[CarriedTensor], Callable[[], None]]
+"""What a stage does with a tensor. It returns what follows when that is done."""
+
+
 class Conveyor:
     """The way through one device. ``seconds`` are those in which each stage had something to do."""
 
@@ -83,6 +87,11 @@ class Conveyor:
             yield name, first.result()
 
     @property
+    def room(self) -> int | None:
+        """Bytes that it may take of the device, by what was free when nothing was there; None where nobody says."""
+        return self._room
+
+    @property
     def _held(self) -> int:
         return sum(piece.in_host_memory for piece in self._unfinished)
 
@@ -105,7 +114,7 @@ class Conveyor:
         taken = sum(each.inputs for each in together) + max(each.working for each in together)
         return self._room is None or taken + sum(each.result for each in self._leaving) <= self._room
 
-    def _hand_on(self, stage: Stage, work: Callable[[CarriedTensor], None], piece: CarriedTensor) -> None:
+    def _hand_on(self, stage: Stage, work: Work, piece: CarriedTensor) -> None:
         try:
             self._threads[stage].submit(partial(self._timed, stage, work, piece))
         except RuntimeError:  # the interpreter is ending, and nobody will ask
@@ -113,16 +122,16 @@ class Conveyor:
             if not piece.future.cancel():
                 piece.future.set_exception(CancelledError())
 
-    def _timed(self, stage: Stage, work: Callable[[CarriedTensor], None], piece: CarriedTensor) -> None:
+    def _timed(self, stage: Stage, work: Work, piece: CarriedTensor) -> None:
         began = time.perf_counter()
         with self._passage.stage(stage), torch.no_grad():
-            work(piece)
+            follow = work(piece)
         self.seconds[stage] += time.perf_counter() - began
+        follow()
 
-    def _upload(self, piece: CarriedTensor) -> None:
+    def _upload(self, piece: CarriedTensor) -> Callable[[], None]:
         if not piece.future.set_running_or_notify_cancel():
-            self._leave(piece)
-            return
+            return partial(self._leave, piece)
         with self._changed:
             self._is_uploading = not self._is_closed
         try:
@@ -130,30 +139,29 @@ class Conveyor:
                 piece.there = self._brought(piece)
         except BaseException as error:
             if not is_out_of_memory(error):
-                self._fail(piece, error)
-                return
+                return partial(self._fail, piece, error)
         finally:
             with self._changed:
                 self._is_uploading = False
                 self._changed.notify_all()
-        self._hand_on("merging", self._merge, piece)  # without its inputs there they are brought in its turn
+        # Without its inputs there they are brought in its turn.
+        return partial(self._hand_on, "merging", self._merge, piece)
 
     def _brought(self, piece: CarriedTensor) -> dict[Any, Tensor]:
         assert piece.load is not None
         return {key: self._passage.upload(tensor) for key, tensor in piece.load.inputs.items()}
 
-    def _merge(self, piece: CarriedTensor) -> None:
+    def _merge(self, piece: CarriedTensor) -> Callable[[], None]:
         try:
             piece.merged = self._merged(piece)
         except BaseException as error:
-            self._fail(piece, error)
-            return
+            return partial(self._fail, piece, error)
         with self._changed:
             piece.load = None
             self._aboard.remove(piece)
             self._leaving.append(piece)
             self._board()
-        self._hand_on("downloading", self._download, piece)
+        return partial(self._hand_on, "downloading", self._download, piece)
 
     def _merged(self, piece: CarriedTensor) -> Tensor | None:
         try:
@@ -199,16 +207,15 @@ class Conveyor:
                 self._is_closed = False
                 self._board()
 
-    def _download(self, piece: CarriedTensor) -> None:
+    def _download(self, piece: CarriedTensor) -> Callable[[], None]:
         merged, piece.merged = piece.merged, None
         try:
             here = None if merged is None else self._passage.download(merged)
         except BaseException as error:
-            self._fail(piece, error)
-            return
+            return partial(self._fail, piece, error)
         del merged
         self._leave(piece)
-        piece.future.set_result(here)
+        return partial(piece.future.set_result, here)
 
     def _fail(self, piece: CarriedTensor, error: BaseException) -> None:
         self._leave(piece)

@@ -42,6 +42,7 @@ __all__ = [
     "ParameterSpec",
     "RawPyTorchMergeConfig",
     "builtin_templates",
+    "merge_tasks",
     "methods_by_name",
     "planned_tensors",
     "resolved_tensors",
@@ -91,12 +92,16 @@ def resolved_tensors(config: Any, models: list[NamedModel]) -> tuple[list[Resolv
 
 def save_tasks(config: MergeConfiguration, options: MergeOptions) -> list[SaveTensor]:
     """mergekit's own plan of a merge, a task for each tensor of the result; no tensor is read, and nothing written."""
+    return [task for task in merge_tasks(config, options) if isinstance(task, SaveTensor)]
+
+
+def merge_tasks(config: MergeConfiguration, options: MergeOptions, out: str = "") -> list[Any]:
+    """The same with all that mergekit executes to have the result's weights in a folder."""
     architecture = get_architecture_info(config, options)
     with _silenced([logging.getLogger("transformers.configuration_utils")]):  # mergekit still says torch_dtype
         outputs = _model_out_config(config, architecture, options.trust_remote_code)
     # Planning writes nothing: the output folder is made when the tasks are executed.
-    tasks = MergePlanner(config, architecture, options, outputs).plan_to_disk(out_path="")
-    return [task for task in tasks if isinstance(task, SaveTensor)]
+    return list(MergePlanner(config, architecture, options, outputs).plan_to_disk(out_path=out))
 
 
 def _run_planner(raw: dict[str, Any], models: list[NamedModel]) -> tuple[list[SaveTensor], list[Finding]]:

@@ -17,7 +17,13 @@ ROOMS = re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE)
 OUTSIDE = ("__init__", "__main__", "__version__")
 """The package itself, which loads its public names on first use, and starting its command."""
 
-ASK_MERGEKIT = ("methods/", "lint/host_plan.py", "benchmarks/profiled_merge.py", "fusion_bench_ext/")
+ASK_MERGEKIT = (
+    "methods/",
+    "lint/host_plan.py",
+    "benchmarks/profiled_merge.py",
+    "benchmarks/staged_merge.py",
+    "fusion_bench_ext/",
+)
 ASK_FUSION_BENCH = ("benchmarks/contenders.py", "fusion_bench_ext/")
 
 
