@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
@@ -58,6 +59,20 @@ class _Everywhere(TorchDispatchMode):
         return _computed(func, args, kwargs or {})
 
 
+class _Made(TorchFunctionMode):
+    """Tensors that torch makes of lists, as numbers or as places, which it does past the mode above."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        device = kwargs.get("device")
+        if func is torch.tensor and device is not None and torch.device(device).type == DEVICE.type:
+            del kwargs["device"]
+            return func(*args, **kwargs).to(device)
+        if func is Tensor.__getitem__ and isinstance(args[1], list):
+            return func(args[0], torch.tensor(args[1]))
+        return func(*args, **kwargs)
+
+
 def _computed(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
     given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     shells = [tensor for tensor in given if isinstance(tensor, There)]
@@ -90,7 +105,7 @@ def _held(value: Any) -> Any:
 def pretended() -> Generator[torch.device]:
     """Within, ``tensor.to(device)`` brings a tensor to the device that is given."""
     _known_to_torch()
-    with _Everywhere():
+    with _Everywhere(), _Made():
         yield DEVICE
 
 
