@@ -8,11 +8,11 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
-import torch
 from torch import Tensor
 
 from mergekit_3h.checkpoints.sources import WeightSource
 from mergekit_3h.errors import ModelError
+from mergekit_3h.kernels.passages import is_out_of_memory
 from mergekit_3h.losses.objective import Losses, Objective, Part
 from mergekit_3h.search.candidate_model import CandidateModel
 from mergekit_3h.search.tuned_families import UnmergeableError
@@ -125,7 +125,9 @@ class LocalRunner:
 def _advice_on_memory() -> Generator[None]:
     try:
         yield
-    except torch.cuda.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         raise ModelError(
             f"the device's memory is too small for this evaluation ({str(error).splitlines()[0]}). Lower batch_size or "
             "component_memory_gb; the solvers cmaes and grid need less than gradient."

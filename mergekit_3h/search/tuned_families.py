@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mergekit_3h.checkpoints.sources import WeightSource
 from mergekit_3h.errors import OptionError, ThreeHError
+from mergekit_3h.kernels.passages import is_out_of_memory
 from mergekit_3h.losses.draws import drawing_from
 from mergekit_3h.search.axes import Axis
 from mergekit_3h.search.components import TensorFamily, precise
@@ -70,9 +71,9 @@ class TunedFamily:
         try:
             with drawing_from(crc32(self._name.encode()), base.device):
                 return self._tuning.merge(self._name, base.clone(), experts, weights, options).to(base)
-        except torch.cuda.OutOfMemoryError:
-            raise
         except Exception as error:
+            if is_out_of_memory(error):
+                raise
             said = ", ".join(f"{name} {value:g}" for name, value in options.items())
             raise UnmergeableError(f"{self._name} cannot be merged with {said}: {error}") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from mergekit_3h.errors import ModelError
 from mergekit_3h.search import SearchOptions, open_problem, solve
+from mergekit_3h.spectral.tsvm import TSVM
 
 
 def test_an_expert_with_nan(trained, tmp_path: Path) -> None:
@@ -44,11 +46,28 @@ def test_one_candidate_with_nan_does_not_end_the_search(trained) -> None:
     assert "the loss of the safety set is nan" in failed[0].measured.failure
 
 
-def test_too_little_memory_comes_with_advice(trained) -> None:
-    def exhausting(name, base, experts, weights):
-        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nprocess 1 has ...")
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nprocess 1 has ..."),
+        RuntimeError("cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate(handle)`"),
+    ],
+    ids=["torch", "a library of CUDA's"],
+)
+@pytest.mark.parametrize("over", ["weight", "weight, energy"])
+def test_too_little_memory_comes_with_advice(trained, error, over, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no failure of the candidate that finds none."""
 
-    options = SearchOptions(combine="exhausting", solver="cmaes")
-    problem = open_problem(trained.base, trained.experts, trained.data, options, combine=exhausting)
-    with pytest.raises(ModelError, match=r"Tried to allocate 2 GiB\.\)\. Lower batch_size"):
+    def exhausting(*arguments: object) -> None:
+        raise error
+
+    if over == "weight":
+        options = SearchOptions(combine="exhausting", solver="cmaes")
+        problem = open_problem(trained.base, trained.experts, trained.data, options, combine=exhausting)
+    else:
+        monkeypatch.setattr(TSVM, "merge", exhausting)
+        options = SearchOptions(combine="tsvm", solver="cmaes", over=over)
+        problem = open_problem(trained.base, trained.experts, trained.data, options)
+    first = str(error).splitlines()[0]
+    with pytest.raises(ModelError, match=rf"\({re.escape(first)}\)\. Lower batch_size"):
         solve(problem.local_runner(), problem.layout, options)
