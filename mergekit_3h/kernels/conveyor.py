@@ -74,17 +74,21 @@ class Conveyor:
         return Begun(piece.future)
 
     def carry(self, loads: Iterable[Load], room: int) -> Iterator[tuple[str, Tensor | None]]:
-        """Merge all of these, each asked for when there is room for it; the results come in the same order."""
+        """Merge all of these, each asked for when there is room for it; the results come in the same order. After an
+        error, or if nobody wants the rest, what has not begun is left."""
         begun: deque[tuple[str, Begun]] = deque()
-        for load in loads:
-            begun.append((load.name, self.begin(load, room)))
-            del load
-            while begun and begun[0][1].is_done:
+        try:
+            for load in loads:
+                begun.append((load.name, self.begin(load, room)))
+                del load
+                while begun and begun[0][1].is_done:
+                    name, first = begun.popleft()
+                    yield name, first.result()
+            while begun:
                 name, first = begun.popleft()
                 yield name, first.result()
-        while begun:
-            name, first = begun.popleft()
-            yield name, first.result()
+        finally:
+            begun.clear()
 
     @property
     def room(self) -> int | None:

@@ -239,6 +239,23 @@ def test_what_nobody_waits_for_is_not_merged() -> None:
     assert merged == [0.0, 1.0, 2.0, 5.0]
 
 
+def test_after_an_error_what_waits_is_left_though_the_error_is_kept() -> None:
+    merged: list[float] = []
+
+    def merges(tensor: Tensor) -> Tensor:
+        time.sleep(0.01)
+        merged.append(float(tensor[0]))
+        if tensor[0] == 1:
+            raise ValueError("the algorithm failed to converge")
+        return tensor
+
+    conveyor = Conveyor(Watched())
+    with pytest.raises(RuntimeError, match="'tensor 1'") as kept:
+        list(conveyor.carry((load(i, merges) for i in range(50)), ROOM))
+    conveyor.begin(load(99), ROOM).result()  # comes after all that was begun
+    assert len(merged) < 40 and kept.value is not None  # the rest would take 0.4 s; dropping it, some 10 ms
+
+
 class Shortage:
     """A device whose memory is full at certain merges."""
 
