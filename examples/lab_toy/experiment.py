@@ -89,6 +89,11 @@ class Experiment:
             found[part] = References(self.quality(self._base, part), own)
         return found
 
+    def without_gain(self) -> list[str]:
+        """Dimensions of whose gain nothing can be kept: their expert answers no better than the base."""
+        gains = [part.gains for part in self.references.values()]
+        return [name for name in gains[0] if min(own[name] for own in gains) <= 0]
+
     def quality(self, state: State, part: str = "test") -> Quality:
         """Of a model as it is."""
         nothing = {name: torch.zeros_like(tensor) for name, tensor in state.items()}

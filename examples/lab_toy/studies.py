@@ -51,8 +51,14 @@ class Plan:
                 case = Case(kind, seed, dtype)
                 rows = rows_of(kind, dtype, self.is_quick) if "merges" in self.studies else []
                 weighings = weighings_of(kind) if "weights" in self.studies and dtype == "bf16" else ()
-                if rows or weighings:
-                    yield case, Experiment(school, case).tasks(rows, weighings)
+                experiment = Experiment(school, case)
+                tasks = experiment.tasks(rows, weighings) if rows or weighings else {}
+                if all((case, label) in self.known for label in tasks):
+                    continue
+                if idle := experiment.without_gain():
+                    print(f"{kind}, seed {seed}, {dtype}: left out, its {idle[0]} expert gained nothing", flush=True)
+                else:
+                    yield case, tasks
         if "data" in self.studies:
             case = Case(mixtures.KIND, seed, "bf16")
             yield case, mixtures.tasks(Experiment(school, case))

@@ -142,3 +142,13 @@ def test_courses_go_round_with_the_seed(toy: Toy) -> None:
     ]
     heavy = [name for seed in range(3) for name, one in courses("heavy_tailed", seed).items() if one.weights == "few"]
     assert heavy == ["helpful", "honest", "harmless"]
+
+
+def test_a_seed_whose_expert_gains_nothing_is_left_out(toy: Toy, capsys: pytest.CaptureFixture[str]) -> None:
+    """A share of nothing would stand in every table."""
+    size = toy("models").Size(hidden=16, layers=1, base_steps=2)
+    experts, experiment, studies = toy("experts"), toy("experiment"), toy("studies")
+    idle = {name: experts.Course(name, steps=2, rate=0.0) for name in ("helpful", "honest")}  # it learns nothing
+    experiment.courses = experiment.specialists = lambda kind, seed: idle
+    assert list(studies.Plan(size, ("full_dpo",), ("bf16",), ("merges",), is_quick=True)(3)) == []
+    assert capsys.readouterr().out == "full_dpo, seed 3, bf16: left out, its helpful expert gained nothing\n"
