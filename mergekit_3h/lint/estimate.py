@@ -163,8 +163,12 @@ def _elements(tensor: PlannedTensor) -> int:
 def _output_width(config: Any, tensor: PlannedTensor) -> int:
     chosen = getattr(config, "out_dtype", None) or config.dtype
     if chosen:
-        return DTYPE_BYTES[_DTYPE_CODES.get(chosen.removeprefix("torch."), "F32")]
+        return _width(chosen)
     return DTYPE_BYTES.get(_widest(given.stored.dtype for given in tensor.inputs if given.stored), 4)
+
+
+def _width(dtype: str) -> int:
+    return DTYPE_BYTES[_DTYPE_CODES.get(dtype.removeprefix("torch."), "F32")]
 
 
 def _widest(dtypes: Iterable[str]) -> str:
@@ -202,7 +206,7 @@ def tensor_seconds(
 def held_bytes(config: Any, tensor: PlannedTensor) -> int:
     """What a tensor's inputs and its result take while they are in memory."""
     stored = [given.stored for given in tensor.inputs if given.stored]
-    width = _output_width(config, tensor) if config.dtype else None
+    width = _width(config.dtype) if config.dtype else None
     inputs = sum(each.nbytes if width is None else each.elements * width for each in stored)
     return inputs + output_bytes(config, tensor)
 
@@ -217,7 +221,7 @@ def _inputs(config: Any, tensor: PlannedTensor) -> Need:
     dtype."""
     stored = [given.stored for given in tensor.inputs if given.stored]
     if config.dtype:
-        return Need(_output_width(config, tensor) * sum(each.elements for each in stored), 0)
+        return Need(_width(config.dtype) * sum(each.elements for each in stored), 0)
     return Need(0, sum(each.nbytes for each in stored))
 
 
@@ -225,7 +229,7 @@ def _working_bytes(config: Any, tensor: PlannedTensor, options: SpectralMethod |
     """Beyond the mapped inputs; ``options`` of our own methods where the tensor goes through singular vectors."""
     import torch
 
-    width = _output_width(config, tensor) if config.dtype else 0
+    width = _width(config.dtype) if config.dtype else 0
     cast = width * _elements(tensor) * sum(given.stored is not None for given in tensor.inputs)
     if options is None:
         copies = 2 if config.merge_method in _SUMMING_METHODS else 2 * _experts(tensor)

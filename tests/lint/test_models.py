@@ -63,6 +63,12 @@ def test_estimate_follows_the_output_dtype(llamas: Workshop) -> None:
     assert half.output_bytes * 2 == full.output_bytes and half.read_bytes == full.read_bytes
 
 
+def test_inputs_take_what_the_dtype_says_whatever_the_result_is_saved_in(llamas: Workshop) -> None:
+    full = examine(llamas.write(llamas.config("tsvm", dtype="float32"))).estimates[0]
+    half = examine(llamas.write(llamas.config("tsvm", dtype="float32", out_dtype="bfloat16"))).estimates[0]
+    assert half.at_once == full.at_once and half.collected_bytes * 2 == full.collected_bytes
+
+
 def test_the_estimate_says_what_is_merged_at_once(llamas: Workshop) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
