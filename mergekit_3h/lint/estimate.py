@@ -96,6 +96,7 @@ def estimate_merge(config: Any, plan: list[PlannedTensor], models: list[NamedMod
     sizes = {file: file.stat().st_size for file in files}
     mapped = sum(size for file, size in sizes.items() if file.suffix == ".safetensors")
     pickles = sum(sizes.values()) - mapped
+    stages = (compute, read / speed.read, output / speed.write)
     what = "float64 eigendecompositions and products" if method in registry.names() else "element-wise passes"
     return Estimate(
         tensors=len(plan),
@@ -107,16 +108,12 @@ def estimate_merge(config: Any, plan: list[PlannedTensor], models: list[NamedMod
         device_bytes=max((need.own + need.mapped for need in needs), default=0) if passes else None,
         collected_bytes=collected,
         mapped_bytes=mapped,
-        seconds=(max if passes else _sum)(compute, read / speed.read, output / speed.write),
+        seconds=max(stages) if passes else sum(stages),
         compute_seconds=compute,
         device=device,
         basis=f"scaled from short runs of {what} on {device}, and of reading and writing, on this machine"
         + _slow_float64(method, device),
     )
-
-
-def _sum(*seconds: float) -> float:
-    return sum(seconds)
 
 
 def _slow_float64(method: str, device: str) -> str:
