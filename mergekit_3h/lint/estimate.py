@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
-from mergekit_3h.checkpoints.headers import DTYPE_BYTES
 from mergekit_3h.inspection.throughput import Throughput, measure_throughput
 from mergekit_3h.kernels.devices import float64_rate
 from mergekit_3h.lint.at_once import (
     AtOnce,
-    Need,
     allowed_at_once,
     carried_at_once,
     is_carried,
@@ -22,22 +20,18 @@ from mergekit_3h.lint.at_once import (
     workers_on,
 )
 from mergekit_3h.lint.models import NamedModel
-from mergekit_3h.lint.parameters import plain_options
 from mergekit_3h.lint.planned import PlannedTensor, source_tensors
+from mergekit_3h.lint.planned_merge import PlannedMerge, elements
 from mergekit_3h.spectral import registry
+from mergekit_3h.spectral.gate import gate_products
 from mergekit_3h.spectral.method import SpectralMethod
-from mergekit_3h.spectral.tensors import matrix_bytes, merges_as_matrices
 
 # mergekit collects tensors up to this size before it writes a shard (its --out-shard-size).
 SHARD_BYTES = 5_000_000_000
 # Python with torch, transformers and mergekit loaded, without mapped libraries; seen with torch 2.13 on Linux.
 _PROCESS_BYTES = 350_000_000
-_DTYPE_CODES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64"}
-_WIDTH_ORDER = ("BF16", "F16", "F32", "F64")
 # Passes over each input, a heuristic: methods that trim by magnitude sort every tensor.
 _PLAIN_PASSES, _SORTING_PASSES = 8, 30
-# Methods that go from input to input with one sum of float32 and its copy in the result's dtype.
-_SUMMING_METHODS = ("linear", "passthrough")
 _SORTING_METHODS = ("ties", "breadcrumbs", "breadcrumbs_ties", "della", "della_linear", "sce", "ram", "ramplus_tl")
 
 
@@ -75,21 +69,15 @@ def estimate_merge(config: Any, plan: list[PlannedTensor], models: list[NamedMod
     files = [file for model in models if model.checkpoint for file in model.checkpoint.files]
     sample = max(files, key=lambda file: file.stat().st_size, default=None)
     speed = measure_throughput(sample, device)
-    method = config.merge_method
-    plan = [tensor for tensor in plan if tensor.shape] + source_tensors(plan, models)
-    matrices = set(decomposed(config, plan))
-    options, workers = plain_options(config), workers_on(device)
-    compute = 0.0
-    for tensor in plan:
-        inputs = sum(given.stored is not None for given in tensor.inputs)
-        own = options if tensor.name in matrices else None
-        compute += tensor_seconds(method, tensor.shape if inputs else (), inputs, own, speed, workers)
-    output = sum(output_bytes(config, tensor) for tensor in plan)
-    read = sum(given.stored.nbytes for tensor in plan for given in tensor.inputs if given.stored)
-    needs = [_need(config, tensor, options if tensor.name in matrices else None) for tensor in plan]
+    merge, method = PlannedMerge(config, plan + source_tensors(plan, models)), config.merge_method
+    tensors, workers = merge.plan, workers_on(device)
+    compute = sum(_seconds_of(merge, tensor, speed, workers) for tensor in tensors)
+    output = sum(map(merge.output_bytes, tensors))
+    read = sum(given.stored.nbytes for tensor in tensors for given in tensor.inputs if given.stored)
+    needs = list(map(merge.need, tensors))
     allowed, passes = allowed_at_once(config, device), is_carried(config, device)
     if passes and allowed is not None:
-        at_once = carried_at_once([_inputs(config, t) for t in plan], [output_bytes(config, t) for t in plan], allowed)
+        at_once = carried_at_once(list(map(merge.inputs, tensors)), list(map(merge.output_bytes, tensors)), allowed)
     else:
         at_once = largest_at_once(needs, allowed, workers)
     collected = min(output, SHARD_BYTES)
@@ -99,8 +87,8 @@ def estimate_merge(config: Any, plan: list[PlannedTensor], models: list[NamedMod
     stages = (compute, read / speed.read, output / speed.write)
     what = "float64 eigendecompositions and products" if method in registry.names() else "element-wise passes"
     return Estimate(
-        tensors=len(plan),
-        parameters=sum(_elements(tensor) for tensor in plan),
+        tensors=len(tensors),
+        parameters=sum(map(elements, tensors)),
         output_bytes=output,
         read_bytes=read,
         peak_bytes=_PROCESS_BYTES + collected + at_once.own + pickles,
@@ -127,56 +115,29 @@ def _slow_float64(method: str, device: str) -> str:
 def process_bytes(config: Any, plan: list[PlannedTensor], piece: int) -> tuple[int, int]:
     """Memory of a process that merges tensors up to so many bytes, or one that is larger, and then writes them: what
     it is without merging, and what merging one tensor takes at most."""
-    plan = [tensor for tensor in plan if tensor.shape]
-    matrices, options = set(decomposed(config, plan)), plain_options(config)
-    working = [
-        held_bytes(config, tensor) + _working_bytes(config, tensor, options if tensor.name in matrices else None)
-        for tensor in plan
-    ]
-    sizes = [output_bytes(config, tensor) for tensor in plan]
+    merge = PlannedMerge(config, plan)
+    working = [merge.held_bytes(tensor) + merge.need(tensor).own for tensor in merge.plan]
+    sizes = list(map(merge.output_bytes, merge.plan))
     return _PROCESS_BYTES + min(sum(sizes), max([piece, *sizes])), max(working, default=0)
 
 
-def decomposed(config: Any, plan: list[PlannedTensor]) -> list[str]:
-    """Names of the tensors that go through singular vectors: none but those of our own methods."""
-    import torch
-
-    options = plain_options(config)
+def _seconds_of(merge: PlannedMerge, tensor: PlannedTensor, speed: Throughput, workers: int) -> float:
+    inputs = sum(given.stored is not None for given in tensor.inputs)
+    options, method = merge.options_of(tensor), merge.config.merge_method
+    if not inputs:
+        return 0.0
     if options is None:
-        return []
-    shapes = {tensor.name: torch.empty(tensor.shape, device="meta") for tensor in plan}
-    return [name for name, shape in shapes.items() if merges_as_matrices(name, shape, options)]
+        return tensor_seconds(method, tensor.shape, inputs, None, speed, workers)
+    experts, gated = merge.experts(tensor), merge.is_gated(tensor)
+    own = tensor_seconds(method, tensor.shape, experts + 1, options, speed, workers)
+    return own + (gate_seconds(tensor.shape, experts, speed) if gated else 0.0)
 
 
-def output_bytes(config: Any, tensor: PlannedTensor) -> int:
-    """What a tensor of the result takes on the disk."""
-    return _elements(tensor) * _output_width(config, tensor)
-
-
-def _elements(tensor: PlannedTensor) -> int:
-    return next((given.stored.elements for given in tensor.inputs if given.stored), 0)
-
-
-def _output_width(config: Any, tensor: PlannedTensor) -> int:
-    chosen = getattr(config, "out_dtype", None) or config.dtype
-    if chosen:
-        return _width(chosen)
-    return DTYPE_BYTES.get(_widest(given.stored.dtype for given in tensor.inputs if given.stored), 4)
-
-
-def _width(dtype: str) -> int:
-    return DTYPE_BYTES[_DTYPE_CODES.get(dtype.removeprefix("torch."), "F32")]
-
-
-def _widest(dtypes: Iterable[str]) -> str:
-    found = set(dtypes)
-    if {"BF16", "F16"} <= found:
-        return "F32"  # what torch promotes the two to
-    return max(found, key=lambda name: _WIDTH_ORDER.index(name) if name in _WIDTH_ORDER else -1, default="F32")
-
-
-def _experts(tensor: PlannedTensor) -> int:
-    return max(1, sum(given.stored is not None for given in tensor.inputs) - 1)
+def gate_seconds(shape: Sequence[int], experts: int, speed: Throughput) -> float:
+    """What comparing the experts' updates of one tensor with what alignment changed takes."""
+    *batch, rows, columns = shape
+    flops = 2 * max(rows, columns) * min(rows, columns) ** 2 * gate_products(experts)
+    return math.prod(batch) * flops / speed.gemm_flops
 
 
 def tensor_seconds(
@@ -198,38 +159,3 @@ def tensor_seconds(
     short, flops = min(rows, columns), 2 * max(rows, columns) * min(rows, columns) ** 2 * products
     each = decompositions * speed.eigh_unit * short**3 / workers + flops / speed.gemm_flops
     return passing + math.prod(batch) * each
-
-
-def held_bytes(config: Any, tensor: PlannedTensor) -> int:
-    """What a tensor's inputs and its result take while they are in memory."""
-    stored = [given.stored for given in tensor.inputs if given.stored]
-    width = _width(config.dtype) if config.dtype else None
-    inputs = sum(each.nbytes if width is None else each.elements * width for each in stored)
-    return inputs + output_bytes(config, tensor)
-
-
-def _need(config: Any, tensor: PlannedTensor, options: SpectralMethod | None) -> Need:
-    stored = sum(given.stored.nbytes for given in tensor.inputs if given.stored)
-    return Need(_working_bytes(config, tensor, options), 0 if config.dtype else stored)
-
-
-def _inputs(config: Any, tensor: PlannedTensor) -> Need:
-    """What a tensor's inputs take of the host's memory until they are on a GPU: pages of files, or copies in another
-    dtype."""
-    stored = [given.stored for given in tensor.inputs if given.stored]
-    if config.dtype:
-        return Need(_width(config.dtype) * sum(each.elements for each in stored), 0)
-    return Need(0, sum(each.nbytes for each in stored))
-
-
-def _working_bytes(config: Any, tensor: PlannedTensor, options: SpectralMethod | None) -> int:
-    """Beyond the mapped inputs; ``options`` of our own methods where the tensor goes through singular vectors."""
-    import torch
-
-    width = _width(config.dtype) if config.dtype else 0
-    cast = width * _elements(tensor) * sum(given.stored is not None for given in tensor.inputs)
-    if options is None:
-        copies = 2 if config.merge_method in _SUMMING_METHODS else 2 * _experts(tensor)
-        return cast + copies * 4 * _elements(tensor)
-    whole_result = 4 * _elements(tensor) if len(tensor.shape) > 2 else 0
-    return cast + whole_result + matrix_bytes(tensor.shape, torch.float32, _experts(tensor), options)

@@ -66,15 +66,21 @@ def _of_no_gate(places: list[Place], found: list[Roles]) -> Iterator[Finding]:
             yield Finding("warning", "no-effect", message, where=where, advice="remove it", model=place.model)
 
 
+def roles_by_model(config: Any) -> dict[str, Role]:
+    """What the models of a merge of ours are there for, where the config says it."""
+    if config.merge_method not in registry.names():
+        return {}
+    given = {
+        place.model: place.parameters[ROLE]
+        for place in parameter_places(config)
+        if place.model is not None and ROLE in place.parameters and not place.is_base
+    }
+    return {model: role for model, role in given.items() if role in get_args(Role)}
+
+
 def compared_models(config: Any) -> set[str]:
     """The models of a config that are not merged."""
-    if config.merge_method not in registry.names():
-        return set()
-    return {
-        place.model
-        for place in parameter_places(config)
-        if place.model is not None and place.parameters.get(ROLE, "expert") != "expert" and not place.is_base
-    }
+    return {model for model, role in roles_by_model(config).items() if role != "expert"}
 
 
 def _given(group: InputGroup) -> dict[str, str]:

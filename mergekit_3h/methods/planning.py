@@ -55,7 +55,7 @@ def checked_merge(spec: MergeMethodSpec) -> CheckedMerge | None:
         if passed.config is config:
             return passed
     from mergekit_3h.lint import parameter_findings
-    from mergekit_3h.lint.estimate import output_bytes
+    from mergekit_3h.lint.planned_merge import output_bytes
 
     _refuse(OptionError, spec, parameter_findings(config, spec))
     plan = check_models(spec, config, options)

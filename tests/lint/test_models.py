@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,9 @@ from mergekit_3h.inspection.throughput import Throughput
 from mergekit_3h.kernels.passages import PASSAGES, Passage
 from mergekit_3h.lint import examine, lint
 from mergekit_3h.lint.at_once import AtOnce, Need, carried_at_once, largest_at_once
-from mergekit_3h.lint.estimate import decomposed
 from mergekit_3h.lint.host_plan import planned_tensors
 from mergekit_3h.lint.models import named_models
+from mergekit_3h.lint.planned_merge import PlannedMerge
 from mergekit_3h.lint.source import read_documents
 
 
@@ -85,6 +86,25 @@ def test_the_estimate_says_what_is_merged_at_once(llamas: Workshop) -> None:
     assert (one.at_once.allowed, plain.at_once.allowed) == (1000, None)
     assert many.at_once.own > one.at_once.own
     assert many.peak_bytes - one.peak_bytes == many.at_once.own - one.at_once.own
+
+
+def test_models_that_the_gate_compares_with_are_not_counted_as_merged(
+    llamas: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are read and held, and that is all that they add to two experts beside what telling the cosines takes."""
+    fast = Throughput(read=1e9, write=1e9, elementwise=1e30, gemm_flops=1e30, eigh_unit=1e-9)
+    monkeypatch.setattr("mergekit_3h.lint.estimate.measure_throughput", lambda *_: fast)
+    roles = {role: shutil.copytree(llamas.experts[0], llamas.folder / role) for role in ("unaligned", "safety")}
+    compared = [{"model": str(path), "parameters": {"role": role}} for role, path in roles.items()]
+    plain = llamas.config("tsvm", parameters={"memory_gb": 1e-6})
+    gated = {**plain, "models": [*plain["models"], *compared]}
+    without, within = (examine(llamas.write(config)).estimates[0] for config in (plain, gated))
+    assert within.read_bytes == 5 / 3 * without.read_bytes
+    assert within.compute_seconds == pytest.approx(without.compute_seconds, rel=1e-9)
+    assert (within.at_once.own, within.peak_bytes) == (without.at_once.own, without.peak_bytes)
+    monkeypatch.setattr("mergekit_3h.lint.estimate.measure_throughput", lambda *_: replace(fast, gemm_flops=1e9))
+    without, within = (examine(llamas.write(config)).estimates[0] for config in (plain, gated))
+    assert without.compute_seconds < within.compute_seconds < 3 * without.compute_seconds
 
 
 def test_a_group_of_a_large_model_stays_within_what_it_may_take() -> None:
@@ -338,7 +358,8 @@ def test_excluded_tensors_cost_no_decomposition(llamas: Workshop) -> None:
     for exclude in ("", "model"):
         config = read_documents(_yaml(llamas.config("tsvm", parameters={"exclude": exclude})))[0].config
         plan, _ = planned_tensors(config, models)
-        names.append(decomposed(config, plan))
+        merge = PlannedMerge(config, plan)
+        names.append([tensor.name for tensor in merge.plan if merge.options_of(tensor)])
     # All matrices, and then the head alone.
     assert (len(names[0]), names[1]) == (16, ["lm_head.weight"])
 

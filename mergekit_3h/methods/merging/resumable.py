@@ -153,9 +153,9 @@ class _Execution:
 
 def expected_tensors(config: Mapping[str, Any]) -> dict[str, ExpectedTensor]:
     """Shapes and sizes of the result by the headers of its inputs; empty where mergekit's plan cannot be foreseen."""
-    from mergekit_3h.lint.estimate import output_bytes
     from mergekit_3h.lint.host_plan import planned_tensors
     from mergekit_3h.lint.models import named_models
+    from mergekit_3h.lint.planned_merge import output_bytes
 
     parsed = parsed_config(config)
     plan, _ = planned_tensors(parsed, named_models(parsed))
