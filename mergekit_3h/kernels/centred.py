@@ -45,7 +45,7 @@ class CentredTruncations:
         def find(i: int) -> None:
             weights = [float(i == j) - 1 / n for j in range(n)]
             edge = math.hypot(*(weight * each for weight, each in zip(weights, edges, strict=True)))
-            spectrum = sum_spectrum(UpdateSum(tasks, weights))
+            spectrum = sum_spectrum(UpdateSum(tasks, weights), edge)
             rank = min(most, int((spectrum.values > edge).sum()))
             found[i] = SumSpectrum(spectrum.values[:rank], spectrum.right[:, :rank].clone())
 

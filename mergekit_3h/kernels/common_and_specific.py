@@ -20,7 +20,7 @@ from mergekit_3h.kernels.memory import STORED_ASPECT
 from mergekit_3h.kernels.noise_floors import NoiseFloor, floor_of, task_edges
 from mergekit_3h.kernels.polar import PolarFactors
 from mergekit_3h.kernels.spectra import RESOLVED, Spectrum, exact_spectrum
-from mergekit_3h.kernels.sums import SumSpectrum, UpdateSum, sum_spectrum
+from mergekit_3h.kernels.sums import SumSpectrum, UpdateSum
 from mergekit_3h.kernels.tasks import TaskMatrices
 from mergekit_3h.kernels.workers import run_all
 
@@ -33,7 +33,8 @@ class CommonSpecificReport:
     """Directions of each task's own, and last the common ones."""
     noise_edges: list[float]
     under_edge: float | None
-    """T of the expert with the most of it; None where there is no edge, or it was not asked for."""
+    """T of the first expert with more than rounding there, or else of the one with the most; None where there is no
+    edge, or it was not asked for."""
     decompositions: list[str]
     conditions: tuple[float, float]
     """Of all directions side by side, on the output and on the input side: noise is magnified by as much."""
@@ -54,7 +55,7 @@ def merge_common_and_specific(
     common_budget, own_budget = divided_rank(tasks.full_rank, n, common_fraction)
     edges = task_edges(tasks, noise_floor)
     total = UpdateSum(tasks, weights)
-    floor = floor_of(tasks, weights, sum_spectrum(total), edges, noise_floor)
+    floor = floor_of(total, edges, noise_floor)
     common = SumSpectrum(floor.kept.values[:common_budget], floor.kept.right[:, :common_budget])
     residuals = Residuals(total, common)
     spectra = [Spectrum(common.values, common.right, 0.0)] * (n + 1)

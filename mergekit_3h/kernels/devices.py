@@ -1,4 +1,4 @@
-"""What the kernels need of a device: float64."""
+"""What the kernels need of a device: float64, or for less than their results products that are float32."""
 
 from __future__ import annotations
 
@@ -35,6 +35,11 @@ def float64_rate(device: torch.device) -> str:
     if fraction == FULL_RATE:
         return "fast (1/2 of float32)"
     return f"slow (1/{fraction} of float32): spectral merges may be faster on the cpu"
+
+
+def has_float32(device: torch.device) -> bool:
+    """Elsewhere its products may be TF32; with another precision than "highest" they are bfloat16 on some CPUs."""
+    return device.type == "cpu" and torch.get_float32_matmul_precision() == "highest"
 
 
 @lru_cache(maxsize=8)

@@ -19,7 +19,7 @@ from torch import Tensor
 from mergekit_3h.kernels.masks import MaskedSum, components_of
 from mergekit_3h.kernels.noise_floors import NoiseFloor, floor_of, task_edges
 from mergekit_3h.kernels.spectra import tiles
-from mergekit_3h.kernels.sums import SumSpectrum, UpdateSum, sum_spectrum
+from mergekit_3h.kernels.sums import SumSpectrum, UpdateSum
 from mergekit_3h.kernels.tasks import TaskMatrices
 from mergekit_3h.kernels.workers import run_all
 
@@ -50,7 +50,8 @@ class IsotropicReport:
     noise_edges: list[float]
     """One a task; 0 where nothing was rounded, or the floor is off."""
     under_edge: float | None
-    """T of the expert with the most of it; None where there is no edge, or it was not asked for."""
+    """T of the first expert with more than rounding there, or else of the one with the most; None where there is no
+    edge, or it was not asked for."""
     decompositions: list[str]
     amplification: float
     """(s_1 / s_k)^(1 - p): by how much more than the largest direction the smallest kept one is magnified, and with it
@@ -63,7 +64,7 @@ def merge_isotropic(tasks: TaskMatrices, weights: Sequence[float], how: Isotropy
     edges, total = task_edges(tasks, how.noise_floor), _total(tasks, weights, how)
     if how.leaves_the_sum(edges):
         return plain_sum(total), IsotropicReport([tasks.columns], edges, None, ["none"], 1.0)
-    floor = floor_of(tasks, total.reach, sum_spectrum(total), edges, how.noise_floor)
+    floor = floor_of(total, edges, how.noise_floor)
     kept = floor.kept
     amplification = float((kept.values[0] / kept.values[-1]) ** (1 - how.power)) if kept.rank else 1.0
     report = IsotropicReport([kept.rank], edges, floor.under_edge, ["exact"], amplification)
@@ -115,7 +116,7 @@ def preconditioner(tasks: TaskMatrices, weights: Sequence[float], how: Isotropy)
     if how.leaves_the_sum(edges):
         same = torch.eye(tasks.columns, dtype=torch.float64, device=tasks.device)
         return Preconditioner(total, same, same)
-    kept = floor_of(tasks, total.reach, sum_spectrum(total), edges, how.noise_floor).kept
+    kept = floor_of(total, edges, how.noise_floor).kept
     return Preconditioner(total, kept.right, kept.right * (power_values(kept, how) / kept.values))
 
 
@@ -155,7 +156,7 @@ def with_values(total: UpdateSum, spectrum: SumSpectrum, values: Tensor) -> Tens
     tall = result.T if tasks.is_wide else result
     scaled = right * (values / spectrum.values)
     # Through a matrix of all columns, unless the rank is so small that two products cost less than one.
-    inner = _product(tasks, scaled, right) if 2 * spectrum.rank > tasks.columns else None
+    inner = _symmetric(tasks, scaled, right) if 2 * spectrum.rank > tasks.columns else None
 
     def fill(rows: slice) -> None:
         block = total.rows(rows)
@@ -166,12 +167,16 @@ def with_values(total: UpdateSum, spectrum: SumSpectrum, values: Tensor) -> Tens
     return result
 
 
-def _product(tasks: TaskMatrices, left: Tensor, right: Tensor) -> Tensor:
-    """left @ right^T, some columns at a time."""
-    product = left.new_empty(left.shape[0], right.shape[0])
+def _symmetric(tasks: TaskMatrices, scaled: Tensor, right: Tensor) -> Tensor:
+    """V diag(gains) V^T, its first factor given: the tiles on and above the diagonal, and their mirror image."""
+    side = right.shape[0]
+    product = scaled.new_empty(side, side)
 
-    def fill(columns: slice) -> None:
-        product[:, columns] = left @ right[columns].T
+    def fill(tile: slice) -> None:
+        torch.mm(scaled[tile], right[tile.start :].T, out=product[tile, tile.start :])
+        product[tile.stop :, tile] = product[tile, tile.stop :].T
+        own = product[tile, tile]
+        own.copy_(own.triu() + own.triu(1).T)
 
-    run_all(tasks.device, [partial(fill, columns) for columns in tiles(tasks.device, right.shape[0])])
+    run_all(tasks.device, [partial(fill, tile) for tile in tiles(tasks.device, side)])
     return product

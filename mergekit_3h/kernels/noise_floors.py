@@ -19,7 +19,7 @@ from mergekit_3h.kernels.noise import rounding_edge, task_edge
 from mergekit_3h.kernels.ranks import RankRule
 from mergekit_3h.kernels.remainders import ROUNDING_ALONE, remainder
 from mergekit_3h.kernels.spectra import exact_spectrum
-from mergekit_3h.kernels.sums import SumSpectrum
+from mergekit_3h.kernels.sums import SumSpectrum, UpdateSum, sum_spectrum
 from mergekit_3h.kernels.tasks import TaskMatrices
 from mergekit_3h.kernels.workers import run_all
 
@@ -33,7 +33,8 @@ class Floor:
     kept: SumSpectrum
     """The sum's directions, without those that are cut."""
     under_edge: float | None
-    """T of the expert with the most of it; None where there is no edge, or it was not asked for."""
+    """T of the first expert with more than rounding there, or else of the one with the most; None where there is no
+    edge, or it was not asked for."""
     is_cut: bool
     """Whether what lies under the edges is to go."""
 
@@ -51,28 +52,23 @@ def task_edges(tasks: TaskMatrices, noise_floor: NoiseFloor) -> list[float]:
     return edges
 
 
-def floor_of(
-    tasks: TaskMatrices,
-    weights: Sequence[float],
-    spectrum: SumSpectrum,
-    edges: Sequence[float],
-    noise_floor: NoiseFloor,
-) -> Floor:
+def floor_of(total: UpdateSum, edges: Sequence[float], noise_floor: NoiseFloor) -> Floor:
     """The edge of the sum is that of independent roundings, the root of the sum of w_i^2 edge_i^2."""
+    tasks, weights = total.tasks, total.reach
     edge = math.hypot(*(weight * each for weight, each in zip(weights, edges, strict=True)))
     if tasks.base is None or edge == 0.0:
-        return Floor(spectrum, None, is_cut=False)
-    above = spectrum.above(edge)
-    if noise_floor == "on":
-        return Floor(above, None, is_cut=True)
-    under_edge = max(_ratios(tasks, weights, tasks.base, edge))
-    is_cut = under_edge < ROUNDING_ALONE
-    return Floor(above if is_cut else spectrum, under_edge, is_cut)
+        return Floor(sum_spectrum(total), None, is_cut=False)
+    under_edge = _most_under_edge(tasks, weights, tasks.base, edge) if noise_floor == "auto" else None
+    is_cut = under_edge is None or under_edge < ROUNDING_ALONE
+    return Floor(sum_spectrum(total, edge if is_cut else 0.0), under_edge, is_cut)
 
 
-def _ratios(tasks: TaskMatrices, weights: Sequence[float], base: Tensor, whole: float) -> list[float]:
-    """T of every checkpoint in the sum, infinite for one that is above its edge in all directions: the edge of the
-    ``whole`` sum would cut some. Of one that was not rounded, T of what lies under that edge.
+def _most_under_edge(tasks: TaskMatrices, weights: Sequence[float], base: Tensor, whole: float) -> float:
+    """The largest T of the checkpoints in the sum, infinite for one that is above its edge in all directions: the edge
+    of the ``whole`` sum would cut some. Of one that was not rounded, T of what lies under that edge.
+
+    Once the first has more than rounding there, nothing is to be cut, and the others are not asked: full fine-tunings
+    seldom come together with merged adapters.
 
     Of updates that are mixed of two checkpoints each is asked by itself too: made smaller, what an expert changed
     beside its rounding would look like rounding.
@@ -95,5 +91,8 @@ def _ratios(tasks: TaskMatrices, weights: Sequence[float], base: Tensor, whole: 
         rank = int((spectrum.values > edge).sum())
         found[at] = remainder(alone, 0, spectrum.right[:, :rank]).ratio if rank < alone.columns else math.inf
 
-    run_all(tasks.device, [partial(measure, at) for at in range(len(parts))])
-    return found
+    for asked in (range(1), range(1, len(parts))):
+        run_all(tasks.device, [partial(measure, at) for at in asked])
+        if max(found) >= ROUNDING_ALONE:
+            break
+    return max(found)

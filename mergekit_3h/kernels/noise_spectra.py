@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from mergekit_3h.kernels.dense import eigh_in_place, is_positive_definite, orthonormal_columns
+from mergekit_3h.kernels.devices import has_float32
 from mergekit_3h.kernels.ranks import RankRule
 from mergekit_3h.kernels.spectra import Spectrum, likely_values, random_vectors
 
@@ -84,12 +85,7 @@ class Ritz:
 
 def enough_precision(total_square: float, edge: float, device: torch.device) -> torch.dtype:
     """In which to form G, for the sum of the squares of delta's entries."""
-    return torch.float32 if _has_float32(device) and total_square <= LARGEST_SQUARE * edge**2 else torch.float64
-
-
-def _has_float32(device: torch.device) -> bool:
-    """Elsewhere its products may be TF32; with another precision than "highest" they are bfloat16 on some CPUs."""
-    return device.type == "cpu" and torch.get_float32_matmul_precision() == "highest"
+    return torch.float32 if has_float32(device) and total_square <= LARGEST_SQUARE * edge**2 else torch.float64
 
 
 def is_narrow(likely_rank: int, columns: int) -> bool:
@@ -105,7 +101,7 @@ def noise_spectrum(gram: Tensor, rule: RankRule, share: float = SHARE) -> Spectr
     """
     edge = rule.noise_edge
     total_square = float(gram.diagonal().sum(dtype=torch.float64))
-    unit = _in_units(gram, edge, torch.float32 if _has_float32(gram.device) else torch.float64)
+    unit = _in_units(gram, edge, torch.float32 if has_float32(gram.device) else torch.float64)
 
     def rank_of(squares: Tensor, total: float) -> int:
         return rule(squares.to(torch.float64).clamp_min(0).sqrt() * edge, total)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mergekit_3h.kernels.devices import has_float32
 from mergekit_3h.kernels.rounding import significand_bits
 from mergekit_3h.kernels.tasks import TaskMatrices
 
@@ -61,6 +62,12 @@ class Remainder:
         return self.ratio < ROUNDING_ALONE
 
 
+def _precision(tasks: TaskMatrices) -> torch.dtype:
+    """What T is computed in: the few digits that it needs float32 has, if the numbers themselves are no finer."""
+    is_enough = tasks.number_dtype == torch.float32 and has_float32(tasks.device)
+    return torch.float32 if is_enough else torch.float64
+
+
 @torch.no_grad()
 def remainder(tasks: TaskMatrices, i: int, right: Tensor) -> Remainder:
     """Of task i, with ``right`` the right singular vectors of delta_i above its edge, as ``Spectrum.right`` has them.
@@ -72,14 +79,13 @@ def remainder(tasks: TaskMatrices, i: int, right: Tensor) -> Remainder:
         raise ValueError("what rounding leaves depends on the weights: the tasks need a base")
     if right.shape[1] == tasks.columns:
         return Remainder()  # all of the update is above the edge
-    bits = significand_bits(tasks.experts[i])
+    bits, dtype = significand_bits(tasks.experts[i]), _precision(tasks)
     left = torch.zeros((), dtype=torch.float64, device=tasks.device)
-    rounding = torch.zeros_like(left)
-    for rows in tasks.row_spans():
-        delta = tasks.block(i, rows)
+    rounding, right = torch.zeros_like(left), right.to(dtype)
+    for rows, delta in zip(tasks.row_spans(), tasks.blocks(i, dtype), strict=True):
         part = (delta @ right) @ right.T
-        left += (delta - part).square_().sum()
+        left += (delta - part).square_().sum(dtype=torch.float64)
         if bits is not None:
             weights = part.add_(base[:, rows].T if tasks.is_wide else base[rows])
-            rounding += (weights.to(_DTYPES[bits]).to(torch.float64) - weights).square_().sum()
+            rounding += (weights.to(_DTYPES[bits]).to(dtype) - weights).square_().sum(dtype=torch.float64)
     return Remainder(float(left), float(rounding))

@@ -45,15 +45,19 @@ class UpdateSum:
 
     def rows(self, rows: slice) -> Tensor:
         """Rows of D in float64."""
-        tasks = self.tasks
-        total = torch.zeros(rows.stop - rows.start, tasks.columns, dtype=torch.float64, device=tasks.device)
+        total: Tensor | None = None
         for i, weight in enumerate(self.weights):
-            if weight != 0.0:
-                total.add_(self.part(i, rows), alpha=weight)
+            if weight == 0.0:
+                continue
+            part = self.part(i, rows)
+            total = part.mul_(weight) if total is None else total.add_(part, alpha=weight)
+        if total is None:
+            shape = rows.stop - rows.start, self.tasks.columns
+            total = torch.zeros(shape, dtype=torch.float64, device=self.tasks.device)
         return total
 
     def part(self, i: int, rows: slice) -> Tensor:
-        """Rows of what task i adds, before its weight."""
+        """Rows of what task i adds, before its weight, in memory of their own."""
         return self.tasks.block(i, rows)
 
     def blocks(self) -> Iterator[Tensor]:
@@ -75,7 +79,9 @@ class UpdateSum:
 
     def _panel(self, rows: slice) -> Tensor:
         tasks = self.tasks
-        panel = torch.empty(rows.stop - rows.start, tasks.columns, dtype=torch.float64, device=tasks.device)
+        shape = rows.stop - rows.start, tasks.columns
+        memory = torch.empty(shape[::-1] if tasks.is_wide else shape, dtype=torch.float64, device=tasks.device)
+        panel = memory.T if tasks.is_wide else memory
 
         def fill(part: slice) -> None:
             panel[part] = self.rows(slice(rows.start + part.start, rows.start + part.stop))
@@ -102,39 +108,46 @@ class SumSpectrum:
     def rank(self) -> int:
         return self.values.numel()
 
-    def above(self, edge: float) -> SumSpectrum:
-        """What reaches beyond ``edge``; all of it where nothing does, since a merge must not vanish."""
-        count = int((self.values > edge).sum())
-        return SumSpectrum(self.values[:count], self.right[:, :count]) if count else self
 
-
-def sum_spectrum(total: UpdateSum) -> SumSpectrum:
-    """Without directions that the rounding of the inputs explains.
+def sum_spectrum(total: UpdateSum, edge: float = 0.0) -> SumSpectrum:
+    """Without directions that the rounding of the inputs explains, nor, unless they are all there is, those in which D
+    does not reach beyond ``edge``.
 
     Rounding every entry of D moves a singular value by at most eps |D|_F, and the vectors of those no larger are
     arbitrary: a power of 0 would blow them up to full size.
     """
     gram = total.gram()
-    found: list[tuple[Tensor, Tensor]] = []
-    run_all(total.tasks.device, [lambda: found.append(_measured_spectrum(total, gram))])
-    values, right = found[0]
+    found: list[_Measured] = []
+    run_all(total.tasks.device, [lambda: found.append(_measured_spectrum(total, gram, edge))])
+    values, right, total_square = found[0]
     eps = torch.finfo(total.tasks.number_dtype).eps
-    size = max(2 * eps * float(values.square().sum().sqrt()), MADE_OF_NOTHING * float(values[0]))
+    size = max(2 * eps * math.sqrt(total_square), MADE_OF_NOTHING * float(values[0]))
     nothing = max(size, total.number_error())
-    count = int((values > nothing).sum())
+    above = int((values > edge).sum()) if edge else 0
+    count = int((values[: above or None] > nothing).sum())
     return SumSpectrum(values[:count], right[:, :count])
 
 
-def _measured_spectrum(total: UpdateSum, gram: Tensor) -> tuple[Tensor, Tensor]:
-    """Singular values and right vectors; the Gram matrix is used up."""
-    squares, vectors = eigh_in_place(gram)
+_Measured = tuple[Tensor, Tensor, float]
+"""Singular values, right vectors, and the sum of the squares of all values."""
+
+
+def _measured_spectrum(total: UpdateSum, gram: Tensor, edge: float) -> _Measured:
+    """The Gram matrix is used up. Only what reaches beyond ``edge`` where the Gram matrix knows all of that."""
+
+    def wanted(squares: Tensor) -> int:
+        above = int((squares > edge**2).sum()) if edge else 0
+        return above if 0 < above <= int((squares > MEASURED_BELOW * squares[-1]).sum()) else squares.numel()
+
+    squares, vectors = eigh_in_place(gram, wanted)
     squares, vectors = squares.clamp_min_(0).flip(0), vectors.flip(1)
-    known = int((squares > MEASURED_BELOW * squares[0]).sum())
-    values, small = squares.sqrt(), vectors[:, known:]
+    total_square, count = float(squares.sum()), vectors.shape[1]
+    known = min(count, int((squares > MEASURED_BELOW * squares[0]).sum()))
+    values, small = squares[:count].sqrt(), vectors[:, known:]
     if small.shape[1] == 0:
-        return values, vectors
+        return values, vectors, total_square
     reaches, turned = singular_pairs(triangle_of_columns(block @ small for block in total.blocks()))
     vectors[:, known:] = small @ turned
     values[known:] = reaches
     order = values.argsort(descending=True, stable=True)
-    return values[order], vectors[:, order]
+    return values[order], vectors[:, order], total_square

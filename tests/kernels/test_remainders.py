@@ -56,7 +56,37 @@ def test_float16_is_rounded_as_float16() -> None:
 def test_a_wide_matrix_has_the_remainder_of_its_transpose() -> None:
     base, update = base_weights((60, 90)), lora_update((60, 90), 1e-3)
     wide, tall = remainder_of(update, base), remainder_of(update.T.contiguous(), base.T.contiguous())
-    assert wide.ratio == pytest.approx(tall.ratio, rel=1e-9)
+    assert wide.ratio == pytest.approx(tall.ratio, rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_float32_is_enough_for_it(dtype: torch.dtype) -> None:
+    base, update = base_weights((320, 160), dtype), random_delta((320, 160), "decaying", 1, scale=3e-4)
+    expert = (base.double() + update.double()).to(dtype)
+    left, values, right = torch.linalg.svd(expert.double() - base.double(), full_matrices=False)
+    k = int((values > rounding_edge(expert, base)).sum())
+    above = left[:, :k] @ torch.diag(values[:k]) @ right[:k]
+    without_rounding = base.double() + above
+    found = remainder_of(update, base)
+    left_square, lost = values[k:].square().sum(), without_rounding.to(dtype).double() - without_rounding
+    assert found.left_square == pytest.approx(float(left_square), rel=1e-5)
+    assert found.rounding_square == pytest.approx(float(lost.square().sum()), rel=1e-3)
+
+
+def test_numbers_that_are_finer_or_products_that_are_coarser_than_float32_are_computed_in_float64() -> None:
+    base = base_weights((60, 90))
+    expert = (base.float() + lora_update((60, 90), 1e-3)).bfloat16()
+    right = torch.linalg.qr(torch.randn(60, 20, generator=torch.Generator().manual_seed(2)).double())[0]
+    single = remainder(TaskMatrices([expert], base), 0, right)
+    double = remainder(TaskMatrices([expert.double()], base.double()), 0, right)
+    assert double.left_square == pytest.approx(single.left_square, rel=1e-5)
+    assert double.left_square != single.left_square
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        assert remainder(TaskMatrices([expert], base), 0, right).left_square == double.left_square
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def test_what_is_left_is_compared_with_what_rounding_would_leave() -> None:

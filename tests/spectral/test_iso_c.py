@@ -108,6 +108,26 @@ def test_directions_under_the_edge_of_the_sum_do_not_make_a_lora_a_full_fine_tun
     assert report.under_edge is not None and report.under_edge < 1.2
 
 
+def test_after_the_first_full_fine_tuning_nobody_else_is_asked() -> None:
+    base = (0.02 * torch.randn(96, 80, generator=torch.Generator().manual_seed(0))).bfloat16()
+
+    def expert(delta: torch.Tensor, rms: float) -> torch.Tensor:
+        return (base.float() + rms * delta / delta.square().mean().sqrt()).bfloat16()
+
+    lora = expert(update((96, 4), 4) @ update((4, 80), 5), 1e-3)
+    small, large = (expert(update((96, 80), 6), rms) for rms in (3e-4, 1.5e-4))
+
+    def asked(*experts: torch.Tensor) -> float:
+        weights = [1.0] * len(experts)
+        found = parse_options("iso_c", {}).merge(TaskMatrices(experts, base), weights)[1].under_edge
+        assert found is not None
+        return found
+
+    assert asked(lora) < 1.4 < asked(small) < asked(large)
+    assert asked(small, large) == asked(small, lora) == asked(small)
+    assert asked(lora, small, large) == asked(lora, large) == asked(large)
+
+
 def test_magnified_noise_is_said(caplog: pytest.LogCaptureFixture) -> None:
     base, experts = checkpoints((24, 24), 1, torch.float64)
     u, s, vh = torch.linalg.svd(experts["expert0"] - base)
