@@ -31,6 +31,7 @@ def command(config: Path, deep: bool, strict: bool, as_json: bool, estimate: boo
     """
     try:
         from mergekit_3h.inspection.devices import device_problem
+        from mergekit_3h.kernels.memory import return_large_blocks_when_freed
         from mergekit_3h.lint import examine
         from mergekit_3h.methods.search_estimate import estimated_searches
     except ImportError as error:
@@ -39,6 +40,7 @@ def command(config: Path, deep: bool, strict: bool, as_json: bool, estimate: boo
     problem = device_problem(device) if estimate else None
     if problem:
         raise click.BadParameter(problem, param_hint="--device")
+    return_large_blocks_when_freed()  # as a merge does, whose time is estimated
     report = examine(config, deep=deep, estimate=estimate, device=device)
     searches = estimated_searches(config, device) if estimate and not report.of("error") else []
     if as_json:

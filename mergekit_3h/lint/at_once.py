@@ -39,14 +39,21 @@ def largest_at_once(needs: Sequence[Need], allowed: int | None, workers: int) ->
     alone = max((need.own for need in needs), default=0)
     if allowed is None or workers < 2:
         return AtOnce(min(1, len(needs)), alone, None)
-    room, whole = room_within(allowed), sum(need.own + need.mapped for need in needs)
-    sizes = [(need, need.own + need.mapped) for need in needs]
-    beside = [need for need, size in sizes if not runs_alone(size, size / max(1, whole), room, workers)]
-    taken, own, count = 0, 0, 0
+    room, taken, own, count = room_within(allowed), 0, 0, 0
+    beside = [need for need, is_alone in zip(needs, merged_alone(needs, allowed, workers), strict=True) if not is_alone]
     for need in sorted(beside, key=lambda need: need.own, reverse=True):
         if count < workers and taken + need.own + need.mapped <= room:
             taken, own, count = taken + need.own + need.mapped, own + need.own, count + 1
     return AtOnce(count, own, allowed) if own > alone else AtOnce(min(1, len(needs)), alone, allowed)
+
+
+def merged_alone(needs: Sequence[Need], allowed: int | None, workers: int) -> list[bool]:
+    """Which of the tensors are merged with all cores while no other is."""
+    if allowed is None or workers < 2:
+        return [True] * len(needs)
+    sizes = [need.own + need.mapped for need in needs]
+    room, whole = room_within(allowed), max(1, sum(sizes))
+    return [runs_alone(size, size / whole, room, workers) for size in sizes]
 
 
 def carried_at_once(inputs: Sequence[Need], results: Sequence[int], allowed: int) -> AtOnce:

@@ -17,11 +17,13 @@ from mergekit_3h.lint.at_once import (
     carried_at_once,
     is_carried,
     largest_at_once,
+    merged_alone,
     workers_on,
 )
 from mergekit_3h.lint.models import NamedModel
 from mergekit_3h.lint.planned import PlannedTensor, source_tensors
 from mergekit_3h.lint.planned_merge import PlannedMerge, elements
+from mergekit_3h.lint.trials import Trials, trials_of
 from mergekit_3h.spectral import registry
 from mergekit_3h.spectral.gate import gate_products
 from mergekit_3h.spectral.method import SpectralMethod
@@ -30,6 +32,9 @@ from mergekit_3h.spectral.method import SpectralMethod
 SHARD_BYTES = 5_000_000_000
 # Python with torch, transformers and mergekit loaded, without mapped libraries; seen with torch 2.13 on Linux.
 _PROCESS_BYTES = 350_000_000
+# What a host's own work on the same cores makes of the time of the matrices: a heuristic, 1.1 to 1.3 in merges of three
+# experts of 60 to 135 M parameters on two cores. Beside a GPU that work is a stage of its own.
+_HOSTS_WORK = 1.15
 # Passes over each input, a heuristic: methods that trim by magnitude sort every tensor.
 _PLAIN_PASSES, _SORTING_PASSES = 8, 30
 _SORTING_METHODS = ("ties", "breadcrumbs", "breadcrumbs_ties", "della", "della_linear", "sce", "ram", "ramplus_tl")
@@ -43,7 +48,8 @@ class Estimate:
     weight files are mapped beside it, which tools that show the resident set count too, and which the system drops
     when it needs the space. Of the peak, ``at_once.own`` are what is being merged, ``collected_bytes`` the output that
     waits to be written. ``device_bytes`` are those of a GPU's memory for the tensor that takes most, if it goes through
-    there while others are read and written.
+    there while others are read and written. ``tried_whole`` matrices were merged to know the time, and parts of
+    ``tried_parts``.
     """
 
     tensors: int
@@ -57,6 +63,8 @@ class Estimate:
     mapped_bytes: int
     seconds: float
     compute_seconds: float
+    tried_whole: int
+    tried_parts: int
     device: str
     basis: str
 
@@ -71,7 +79,8 @@ def estimate_merge(config: Any, plan: list[PlannedTensor], models: list[NamedMod
     speed = measure_throughput(sample, device)
     merge, method = PlannedMerge(config, plan + source_tensors(plan, models)), config.merge_method
     tensors, workers = merge.plan, workers_on(device)
-    compute = sum(_seconds_of(merge, tensor, speed, workers) for tensor in tensors)
+    costs = _Costs(merge, speed, workers, _HOSTS_WORK if torch.device(device).type == "cpu" else 1.0)
+    trials = trials_of(merge, models, costs.of_matrix, device)
     output = sum(map(merge.output_bytes, tensors))
     read = sum(given.stored.nbytes for tensor in tensors for given in tensor.inputs if given.stored)
     needs = list(map(merge.need, tensors))
@@ -80,6 +89,8 @@ def estimate_merge(config: Any, plan: list[PlannedTensor], models: list[NamedMod
         at_once = carried_at_once(list(map(merge.inputs, tensors)), list(map(merge.output_bytes, tensors)), allowed)
     else:
         at_once = largest_at_once(needs, allowed, workers)
+    alone = merged_alone(needs, allowed, workers)
+    compute = sum(costs.seconds(t, trials, is_alone=is_alone) for t, is_alone in zip(tensors, alone, strict=True))
     collected = min(output, SHARD_BYTES)
     sizes = {file: file.stat().st_size for file in files}
     mapped = sum(size for file, size in sizes.items() if file.suffix == ".safetensors")
@@ -98,10 +109,18 @@ def estimate_merge(config: Any, plan: list[PlannedTensor], models: list[NamedMod
         mapped_bytes=mapped,
         seconds=max(stages) if passes else sum(stages),
         compute_seconds=compute,
+        tried_whole=trials.whole,
+        tried_parts=trials.parts,
         device=device,
-        basis=f"scaled from short runs of {what} on {device}, and of reading and writing, on this machine"
-        + _slow_float64(method, device),
+        basis=f"scaled from {_on_trial(trials)}short runs of {what} on {device}, and of reading and writing, on this "
+        "machine" + _slow_float64(method, device),
     )
+
+
+def _on_trial(trials: Trials) -> str:
+    counts = ((trials.whole, ""), (trials.parts, "parts of "))
+    tried = [f"{what}{count} {'matrices' if count > 1 else 'matrix'}" for count, what in counts if count]
+    return f"merging {' and '.join(tried)}, " if tried else ""
 
 
 def _slow_float64(method: str, device: str) -> str:
@@ -121,16 +140,38 @@ def process_bytes(config: Any, plan: list[PlannedTensor], piece: int) -> tuple[i
     return _PROCESS_BYTES + min(sum(sizes), max([piece, *sizes])), max(working, default=0)
 
 
-def _seconds_of(merge: PlannedMerge, tensor: PlannedTensor, speed: Throughput, workers: int) -> float:
-    inputs = sum(given.stored is not None for given in tensor.inputs)
-    options, method = merge.options_of(tensor), merge.config.merge_method
-    if not inputs:
-        return 0.0
-    if options is None:
-        return tensor_seconds(method, tensor.shape, inputs, None, speed, workers)
-    experts, gated = merge.experts(tensor), merge.is_gated(tensor)
-    own = tensor_seconds(method, tensor.shape, experts + 1, options, speed, workers)
-    return own + (gate_seconds(tensor.shape, experts, speed) if gated else 0.0)
+@dataclass(frozen=True)
+class _Costs:
+    """Of the tensors of one merge, on this machine."""
+
+    merge: PlannedMerge
+    speed: Throughput
+    workers: int
+    beside: float
+    """What is done beside merging on the same cores makes of the time."""
+
+    def of_matrix(self, tensor: PlannedTensor, shape: Sequence[int]) -> float:
+        """By the operations of this shape, the seconds of one core for a matrix of the tensor."""
+        experts, method = self.merge.experts(tensor), self.merge.config.merge_method
+        own = tensor_seconds(method, shape, experts + 1, self.merge.options_of(tensor), self.speed, self.workers)
+        return self.workers * (own + (gate_seconds(shape, experts, self.speed) if self.merge.is_gated(tensor) else 0.0))
+
+    def seconds(self, tensor: PlannedTensor, trials: Trials, *, is_alone: bool) -> float:
+        """Of all cores for a tensor, by what trials took."""
+        inputs = sum(given.stored is not None for given in tensor.inputs)
+        if not inputs:
+            return 0.0
+        if self.merge.options_of(tensor) is None:
+            method = self.merge.config.merge_method
+            return tensor_seconds(method, tensor.shape, inputs, None, self.speed, self.workers)
+        *batch, rows, columns = tensor.shape
+        of_one = math.prod(batch) * trials.factor(tensor) * self.of_matrix(tensor, (rows, columns))
+        return self.beside * of_one / (self._cores_of_one(tensor) if is_alone else self.workers)
+
+    def _cores_of_one(self, tensor: PlannedTensor) -> float:
+        """That a tensor merged alone keeps busy: its experts are decomposed side by side, and all wait for the last."""
+        experts = self.merge.experts(tensor)
+        return experts / math.ceil(experts / self.workers)
 
 
 def gate_seconds(shape: Sequence[int], experts: int, speed: Throughput) -> float:

@@ -71,9 +71,10 @@ class PlannedMerge:
     def inputs(self, tensor: PlannedTensor) -> Need:
         """What a tensor's inputs take of the host's memory: pages of files, or copies in another dtype."""
         stored = [given.stored for given in tensor.inputs if given.stored]
-        if self.config.dtype:
-            return Need(_width(self.config.dtype) * sum(each.elements for each in stored), 0)
-        return Need(0, sum(each.nbytes for each in stored))
+        wanted = _code(self.config.dtype) if self.config.dtype else None
+        copied = [each for each in stored if wanted not in (None, each.dtype)]
+        own = DTYPE_BYTES[wanted] * sum(each.elements for each in copied) if wanted else 0
+        return Need(own, sum(each.nbytes for each in stored if each not in copied))
 
     def need(self, tensor: PlannedTensor) -> Need:
         """What merging a tensor takes, its inputs included."""
@@ -104,7 +105,12 @@ def elements(tensor: PlannedTensor) -> int:
 
 
 def _width(dtype: str) -> int:
-    return DTYPE_BYTES[_DTYPE_CODES.get(dtype.removeprefix("torch."), "F32")]
+    return DTYPE_BYTES[_code(dtype)]
+
+
+def _code(dtype: str) -> str:
+    """Of a dtype as a config names it, what headers call it."""
+    return _DTYPE_CODES.get(dtype.removeprefix("torch."), "F32")
 
 
 def _widest(dtypes: Iterable[str]) -> str:

@@ -27,6 +27,7 @@ from mergekit_3h.lint.host_plan import planned_tensors
 from mergekit_3h.lint.models import named_models
 from mergekit_3h.lint.planned_merge import PlannedMerge
 from mergekit_3h.lint.source import read_documents
+from mergekit_3h.lint.trials import Trials
 
 
 @pytest.mark.parametrize("method", ["ties", "tsvm", "rtsvm"])
@@ -91,7 +92,9 @@ def test_the_estimate_says_what_is_merged_at_once(llamas: Workshop) -> None:
 def test_models_that_the_gate_compares_with_are_not_counted_as_merged(
     llamas: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are read and held, and that is all that they add to two experts beside what telling the cosines takes."""
+    """They are read and held, and that is all that they add to two experts beside what telling the cosines takes. By
+    the shapes alone: no matrix is tried."""
+    monkeypatch.setattr("mergekit_3h.lint.estimate.trials_of", lambda *_: Trials({}))
     fast = Throughput(read=1e9, write=1e9, elementwise=1e30, gemm_flops=1e30, eigh_unit=1e-9)
     monkeypatch.setattr("mergekit_3h.lint.estimate.measure_throughput", lambda *_: fast)
     roles = {role: shutil.copytree(llamas.experts[0], llamas.folder / role) for role in ("unaligned", "safety")}
