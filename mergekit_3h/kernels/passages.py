@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from mergekit_3h.kernels.card_memory import free_on
 from mergekit_3h.kernels.workers import spans
 
 Stage = Literal["uploading", "merging", "downloading"]
@@ -96,8 +97,7 @@ class CudaPassage(Passage):
         torch.cuda.current_stream(self.device).synchronize()
 
     def free_bytes(self) -> int:
-        free, _ = torch.cuda.mem_get_info(self.device)
-        return free + torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        return free_on(self.device)
 
     def empty_cache(self) -> None:
         with torch.cuda.device(self.device):

@@ -11,6 +11,7 @@ from torch.nn.functional import pad
 
 from mergekit_3h.checkpoints.sources import WeightSource
 from mergekit_3h.errors import OptionError
+from mergekit_3h.kernels.card_memory import free_on
 from mergekit_3h.search.components import (
     Combine,
     Component,
@@ -131,7 +132,7 @@ def placed(made: Mapping[str, TensorFamily], device: torch.device, memory_gb: fl
     if memory_gb is not None:
         room = memory_gb * 1e9
     else:
-        room = torch.cuda.mem_get_info(device)[0] / 2 if device.type == "cuda" else float("inf")
+        room = free_on(device) / 2 if device.type == "cuda" else float("inf")
     kept: dict[str, TensorFamily] = {}
     moved = 0
     for name, family in sorted(made.items(), key=lambda item: item[1].size()):

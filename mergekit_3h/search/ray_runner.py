@@ -16,6 +16,7 @@ from mergekit_3h.cluster.connection import connect, require_ray, room
 from mergekit_3h.cluster.options import ClusterOptions, parse_cluster_options, require_placeable
 from mergekit_3h.cluster.pool import RayPool
 from mergekit_3h.errors import ModelError
+from mergekit_3h.kernels.card_memory import keep_to_share
 from mergekit_3h.losses.objective import Objective, Part
 from mergekit_3h.search.problem import Problem
 from mergekit_3h.search.runner import Measurement, Subject, measurement
@@ -39,8 +40,9 @@ class WorkerReport:
 class EvaluationWorker:
     """The actor: one process with the models of a problem, its components, and a model for the candidates."""
 
-    def __init__(self, opened: Callable[[], Problem], threads: int) -> None:
+    def __init__(self, opened: Callable[[], Problem], threads: int, gpus: float) -> None:
         torch.set_num_threads(threads)
+        keep_to_share(gpus)
         self._opened, self._threads = opened, threads
 
     def open(self) -> WorkerReport:
@@ -158,7 +160,7 @@ class RayRunner:
         decorate = require_ray().remote(**self._scale.reserved(), max_restarts=0)
         actor_class: Any = decorate(EvaluationWorker)
         threads = self._scale.threads or torch.get_num_threads()
-        return lambda: actor_class.remote(self._opened, threads)
+        return lambda: actor_class.remote(self._opened, threads, self._scale.gpus_per_worker)
 
     def _accept(self, report: WorkerReport) -> None:
         """Refuse a worker that evaluates something else; warn of one whose last bits may differ."""

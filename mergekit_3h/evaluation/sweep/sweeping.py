@@ -189,14 +189,17 @@ def opened_bench(run: SweepRun, goal: ValidationGoal) -> SweepBench:
 class SweepWorker:
     """An actor of a cluster: it loads the base once and runs methods."""
 
-    def __init__(self, run: SweepRun, goal: ValidationGoal, threads: int) -> None:
-        self._run, self._goal, self._threads = run, goal, threads
+    def __init__(self, run: SweepRun, goal: ValidationGoal, threads: int, gpus: float) -> None:
+        self._run, self._goal, self._threads, self._gpus = run, goal, threads, gpus
         self._bench: SweepBench | None = None
 
     def open(self) -> str:
         import torch
 
+        from mergekit_3h.kernels.card_memory import keep_to_share
+
         torch.set_num_threads(self._threads)
+        keep_to_share(self._gpus)
         self._bench = opened_bench(self._run, self._goal)
         return "ready"
 
@@ -220,7 +223,9 @@ def _on_a_cluster(
         actor = ray.remote(**cluster.reserved())(SweepWorker)
         threads = cluster.threads or torch.get_num_threads()
         count = min(cluster.workers or room(cluster), room(cluster), len(swept))
-        pool = RayPool(lambda: actor.remote(run, goal, threads), count, cluster, lambda _: None)
+        pool = RayPool(
+            lambda: actor.remote(run, goal, threads, cluster.gpus_per_worker), count, cluster, lambda _: None
+        )
         try:
             yield from pool.run([("method", (one,)) for one in swept])
         finally:

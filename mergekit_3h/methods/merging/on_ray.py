@@ -154,7 +154,7 @@ def _starting(run: RunningMerge, job: MergeJob, scale: ClusterOptions) -> Callab
     # Ray's own restarts would call a worker's methods before it has planned again; the pool does better.
     actor: Any = require_ray().remote(**scale.reserved(), max_restarts=0)(MergeWorker)
     threads = scale.threads or torch.get_num_threads()
-    given = (job, run.folder.pieces_folder, threads, run.allow_non_finite)
+    given = (job, run.folder.pieces_folder, threads, scale.gpus_per_worker, run.allow_non_finite)
     return lambda: actor.remote(*given)
 
 

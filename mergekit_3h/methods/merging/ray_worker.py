@@ -16,6 +16,7 @@ from mergekit.options import MergeOptions
 from torch import Tensor
 
 from mergekit_3h.errors import OptionError
+from mergekit_3h.kernels.card_memory import keep_to_share
 from mergekit_3h.methods.adapter_experts import LoraRoute, adapters_on_their_base
 from mergekit_3h.methods.memory_merge import parsed_config
 from mergekit_3h.methods.merging.folder import read_shared
@@ -66,8 +67,9 @@ class MergeJob:
 class MergeWorker:
     """The actor: a process that has planned the merge."""
 
-    def __init__(self, job: MergeJob, folder: Path, threads: int, allow_non_finite: bool) -> None:
+    def __init__(self, job: MergeJob, folder: Path, threads: int, gpus: float, allow_non_finite: bool) -> None:
         torch.set_num_threads(threads)
+        keep_to_share(gpus)
         self._job, self._options, self._folder = job, job.options, folder
         self._threads, self._allow_non_finite = threads, allow_non_finite
         self._devices = devices_of(job.options)
