@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from fusion_bench.modelpool.base_pool import BaseModelPool
@@ -18,8 +18,10 @@ from torch import Tensor
 from fusion_bench_ext.algorithms.streaming import StreamingAlgorithm
 from fusion_bench_ext.errors import shown_by_hydra
 from fusion_bench_ext.hydra_values import plain_value
+from fusion_bench_ext.models import OpenModel
 from fusion_bench_ext.pools import BASE_NAME
 from mergekit_3h.errors import ModelError, OptionError, TensorError
+from mergekit_3h.methods.groups import MeasuredMethod
 from mergekit_3h.options import require_known
 from mergekit_3h.suggestions import did_you_mean
 
@@ -61,6 +63,8 @@ class MergeKitAlgorithm(StreamingAlgorithm):
         self.merge_method, self.base_model, self.seed = merge_method, base_model, seed
         self.parameters = dict(plain_value(parameters) or {})
         given = plain_value(model_parameters) or {}
+        memory_gb = self.parameters.get("memory_gb")
+        self.memory_gb = memory_gb if isinstance(memory_gb, int | float) else None
         self.model_parameters = {name: dict(plain_value(own) or {}) for name, own in given.items()}
         with shown_by_hydra():
             for name in kwargs:
@@ -112,6 +116,17 @@ class MergeKitAlgorithm(StreamingAlgorithm):
         self._last_layer = max((layer for name in names if (layer := _layer(name)) is not None), default=0)
         # mergekit's order, so that methods that draw random numbers draw the same ones.
         return sorted(names)
+
+    def bytes_needed(self, name: str, reference: OpenModel, experts: Sequence[OpenModel]) -> int | None:
+        """Of a spectral method, which says it. mergekit's own merge one tensor after the other, in its order."""
+        if not hasattr(self._method, "bytes_to_merge"):
+            return None
+        facts, models = reference.describe(name), [*(model.name for model in experts), reference.name]
+        resolved = self._resolve(name, self._depth(name), models, reference.name)
+        of_models = {parameter.name for parameter in self._method.spec.input_parameters}
+        shared = {option: value for option, value in resolved.items() if option not in of_models}
+        tensors = [torch.empty(facts.shape, dtype=facts.dtype, device="meta") for _ in models]
+        return cast("MeasuredMethod", self._method).bytes_to_merge(name, tensors, shared)
 
     def merge(self, name: str, base: tuple[str, Tensor] | None, experts: Mapping[str, Tensor]) -> Tensor:
         # mergekit, too, appends a base that is not among the models.

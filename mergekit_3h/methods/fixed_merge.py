@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 from mergekit import merge_methods
 from mergekit.common import ModelReference
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from mergekit_3h.errors import OptionError, ThreeHError
 from mergekit_3h.lint.host_plan import save_tasks
+from mergekit_3h.methods.groups import MeasuredMethod
 from mergekit_3h.methods.safety_request import SafetyRequest
 from mergekit_3h.safety.candidates import NO_OPTIONS, candidate_parameters
 
@@ -42,6 +43,12 @@ class MergekitFixedMerge:
     def merged(self, name: str, tensors: Mapping[ModelReference, Tensor]) -> Tensor | None:
         """The tensor that mergekit calls ``name``, from those of all models."""
         return self._tasks[name].execute(dict(tensors))
+
+    def bytes_to_merge(self, name: str, tensors: Sequence[Tensor]) -> int:
+        """What that takes of memory, of a method that says it (``groups.MeasuredMethod``)."""
+        task = self._tasks[name]
+        method = cast("MeasuredMethod", merge_methods.get(task.method_name))
+        return method.bytes_to_merge(task.output_weight.name, tensors, dict(task.parameters.items()))
 
     @property
     def spec(self) -> MergeMethodSpec:

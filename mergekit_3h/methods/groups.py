@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from mergekit import merge_methods
@@ -28,9 +28,6 @@ from mergekit_3h.kernels.jobs import WAITING_SHARE, Begun, flow_on, last_begun, 
 from mergekit_3h.kernels.pages import read_ahead
 from mergekit_3h.kernels.room import allowed_bytes
 from mergekit_3h.methods.host_errors import shown_by_mergekit
-
-if TYPE_CHECKING:
-    from mergekit_3h.methods.planning import CheckedMerge
 
 _CPU = torch.device("cpu")
 _AFTER_LOADING = -2000  # mergekit's own tasks have priorities from 10000 down to -1000, that of loading
@@ -203,20 +200,21 @@ class BegunMerge(Task[Any], frozen=True):
         return not self.merge.is_carried and ExecuteMergeMethodTask.uses_accelerator(self.merge)
 
 
-def begin_ahead(merge: CheckedMerge) -> None:
+def begin_ahead(ahead: Lookahead, memory_gb: float | None = None) -> None:
     """Have the task that asks a method to validate its inputs right now begin before its result is needed.
 
     mergekit makes its tasks itself, and this is the moment at which it shows a method one: the frame that calls
     ``validate_inputs``. Its task stays the same object with the same fields, and gets the two methods above. Where
     nothing is gained, with one thread on a CPU, or models lie on the accelerator, tasks stay as they are.
+    ``memory_gb`` is for a method without an option of that name.
     """
     task = sys._getframe(2).f_locals.get("self")
-    if type(task) is not ExecuteMergeMethodTask or not (merge.ahead.is_on_device or _has_cores(merge.ahead.device)):
+    if type(task) is not ExecuteMergeMethodTask or not (ahead.is_on_device or _has_cores(ahead.device)):
         return
-    memory_gb = dict(task.parameters.items()).get("memory_gb")
-    merge.ahead.add(task.output_weight.name, task.gather_tensors, memory_gb)
+    given = dict(task.parameters.items()).get("memory_gb", memory_gb)
+    ahead.add(task.output_weight.name, task.gather_tensors, given)
     object.__setattr__(task, "__class__", AwaitedMerge)
-    object.__setattr__(task, "__pydantic_private__", {"_ahead": merge.ahead})
+    object.__setattr__(task, "__pydantic_private__", {"_ahead": ahead})
 
 
 def _has_cores(device: torch.device | None) -> bool:

@@ -55,13 +55,18 @@ def checked_merge(spec: MergeMethodSpec) -> CheckedMerge | None:
         if passed.config is config:
             return passed
     from mergekit_3h.lint import parameter_findings
-    from mergekit_3h.lint.planned_merge import output_bytes
 
     _refuse(OptionError, spec, parameter_findings(config, spec))
     plan = check_models(spec, config, options)
-    sizes = {tensor.name: output_bytes(config, tensor) for tensor in plan}
-    _checked.append(CheckedMerge(config, Lookahead(sizes, _merging_device(options))))
+    _checked.append(CheckedMerge(config, lookahead(config, plan, options)))
     return _checked[-1]
+
+
+def lookahead(config: Any, plan: Sequence[PlannedTensor], options: Any) -> Lookahead:
+    """For the tensors of a merge, which begin ahead of their turn where mergekit's options allow that."""
+    from mergekit_3h.lint.planned_merge import output_bytes
+
+    return Lookahead({tensor.name: output_bytes(config, tensor) for tensor in plan}, _merging_device(options))
 
 
 def _merging_device(options: Any) -> torch.device | None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Hashable, Sequence
-from dataclasses import replace
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,9 +19,10 @@ from mergekit.merge_methods.base import (
 )
 from mergekit.merge_methods.registry import get
 
+from mergekit_3h.methods.groups import Lookahead, begin_ahead
 from mergekit_3h.methods.host_errors import HostError, shown_by_mergekit
 from mergekit_3h.methods.parameters import parameter_specs
-from mergekit_3h.methods.planning import check_models, planned_merge
+from mergekit_3h.methods.planning import check_models, lookahead, planned_merge
 from mergekit_3h.safety.options import DECLARATIONS, REQUIRED
 from mergekit_3h.search.options import SearchOptions
 
@@ -30,6 +31,19 @@ if TYPE_CHECKING:
     from mergekit_3h.safety.merge import SearchedMerge
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """The merge that mergekit has planned last."""
+
+    config: Any
+    merge: SearchedMerge[MergekitFixedMerge]
+    models: set[str]
+    ahead: Lookahead | None
+    """For its tensors to begin ahead of their turn; None where they do not."""
+    memory_gb: float | None
+    """What these may take."""
 
 
 class SafetyMergeMethod(GroupMergeMethod):
@@ -54,7 +68,7 @@ class SafetyMergeMethod(GroupMergeMethod):
             ),
         )
         self._lock = threading.Lock()
-        self._planned: tuple[Any, SearchedMerge[MergekitFixedMerge], set[str]] | None = None
+        self._planned: _Planned | None = None
 
     def spec_for(self, config: Any) -> MergeMethodSpec:
         """The options that a config may have: those of the search, and those of the method whose weights it finds."""
@@ -73,7 +87,9 @@ class SafetyMergeMethod(GroupMergeMethod):
         config, options = planned_merge()
         if config is not None:
             with self._lock, shown_by_mergekit():
-                self._plan(config, options)
+                planned = self._plan(config, options)
+            if planned.ahead is not None:
+                begin_ahead(planned.ahead, planned.memory_gb)
         place = f" (for {group_name})" if group_name else ""
         if base_id is None:
             raise HostError(f"safety_merge needs a base model{place}: add `base_model:` to the config")
@@ -81,9 +97,9 @@ class SafetyMergeMethod(GroupMergeMethod):
             raise HostError(f"safety_merge: the base model {base_id} lacks a tensor that the experts have{place}")
         super().validate_inputs(input_ids, base_id, group_name=group_name)
 
-    def _plan(self, config: Any, options: Any) -> None:
-        if self._planned is not None and self._planned[0] is config:
-            return
+    def _plan(self, config: Any, options: Any) -> _Planned:
+        if self._planned is not None and self._planned.config is config:
+            return self._planned
         from mergekit.options import MergeOptions
 
         from mergekit_3h.methods.safety_host import MergekitHost
@@ -91,9 +107,23 @@ class SafetyMergeMethod(GroupMergeMethod):
         from mergekit_3h.safety.merge import SearchedMerge
 
         request = read_request(config)
-        check_models(self.spec, config, options)
+        plan = check_models(self.spec, config, options)
         host = MergekitHost(request, options or MergeOptions())
-        self._planned = (config, SearchedMerge(host), set(host.names.values()))
+        method = get(host.combination.method)
+        # mergekit's own methods say nothing of memory, and are merged one tensor after the other as ever.
+        ahead = lookahead(config, plan, options) if hasattr(method, "bytes_to_merge") else None
+        given = (config.parameters or {}).get("memory_gb")
+        memory_gb = given if isinstance(given, int | float) else None
+        self._planned = _Planned(config, SearchedMerge(host), set(host.names.values()), ahead, memory_gb)
+        return self._planned
+
+    def bytes_to_merge(self, name: str, tensors: Sequence[torch.Tensor], parameters: Mapping[str, Any]) -> int:
+        """What merging a tensor takes of memory. mergekit's thread asks before the first one begins, so that is where
+        the search runs, with all cores and nothing on the device yet."""
+        if self._planned is None:
+            raise HostError("safety_merge: no merge is planned that a tensor could be of")
+        with shown_by_mergekit():
+            return self._planned.merge.found()[1].bytes_to_merge(name, tensors)
 
     def merge_group(self, group: TensorGroup, /, **parameters: Any) -> torch.Tensor:
         if parameters["data"] is None:
@@ -103,12 +133,11 @@ class SafetyMergeMethod(GroupMergeMethod):
                 "safety_merge evaluates whole models, so single tensors cannot be merged with it; use mergekit-yaml, "
                 "or mergekit_3h.search from Python"
             )
-        _, merge, known = self._planned
-        if {str(entry.id) for entry in group.entries} != known:
+        if {str(entry.id) for entry in group.entries} != self._planned.models:
             raise HostError(f"safety_merge: {group.metadata.name} is of other models than those of the planned merge")
         with shown_by_mergekit():
             tensors: dict[Any, torch.Tensor] = {entry.id: entry.tensor for entry in group.entries}
-            merged = merge.found()[1].merged(group.metadata.name or "", tensors)
+            merged = self._planned.merge.found()[1].merged(group.metadata.name or "", tensors)
         assert merged is not None  # only an optional tensor that models lack gives none, and none is lacking here
         return merged
 

@@ -73,7 +73,7 @@ class SpectralMergeMethod(GroupMergeMethod):
             if merge is not None and merge is not self._merge:
                 self._merge, self._rounding = merge, RoundingLog()
         if merge is not None:
-            begin_ahead(merge)
+            begin_ahead(merge.ahead)
         return_large_blocks_when_freed()
         super().validate_inputs(input_ids, base_id, group_name=group_name)
 

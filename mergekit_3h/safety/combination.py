@@ -20,7 +20,7 @@ from mergekit_3h.search.tuning import (
     spectral_axes,
 )
 from mergekit_3h.spectral import gate, registry
-from mergekit_3h.spectral.method import SpectralMethod
+from mergekit_3h.spectral.method import RunningOptions, SpectralMethod
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,8 @@ class Combination:
                     f"option {name!r}: got {value!r}; while safety_merge searches, {self.method} takes one value for "
                     "all tensors"
                 )
-        return registry.parse_options(self.method, options)
+        running = RunningOptions.model_fields  # no part of what is searched
+        return registry.parse_options(self.method, {name: v for name, v in options.items() if name not in running})
 
     def records(self) -> list[LocatedRecord]:
         """The records of the data files. What can be wrong with them, or with the report's place, shows here."""
