@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-_READ_SAMPLE = 64 << 20
+_READ_SAMPLE, _READ_PIECE = 64 << 20, 4 << 20
 _WRITE_SAMPLE = 16 << 20
 _MATRIX_SIDE = 512
+_LONG = 1 << 24  # entries, more than caches hold
 _TOKENS, _LAYER_WIDTH = 512, 1024
 _SECONDS_PER_SAMPLE = 0.25
 
@@ -39,11 +40,12 @@ def measure_throughput(sample: Path | None, device: str = "cpu") -> Throughput:
 
     matrix = torch.randn(_MATRIX_SIDE, _MATRIX_SIDE, dtype=torch.float64, device=device)
     symmetric = matrix @ matrix.T
-    long = torch.randn(1 << 22, device=device)
+    long = torch.randn(_LONG, device=device)
+    there = torch.empty_like(long)  # what new memory costs depends on the process's allocator
     return Throughput(
         read=_read_rate(sample),
         write=_write_rate(),
-        elementwise=long.nbytes / _seconds(lambda: long * 2.0, device),
+        elementwise=long.nbytes / _seconds(lambda: torch.mul(long, 2.0, out=there), device),
         gemm_flops=2 * _MATRIX_SIDE**3 / _seconds(lambda: matrix @ matrix, device),
         eigh_unit=_on_one_thread(lambda: _seconds(lambda: eigh_in_place(symmetric.clone()), device)) / _MATRIX_SIDE**3,
     )
@@ -86,9 +88,11 @@ def _seconds(work: Callable[[], object], device: str) -> float:
 def _read_rate(sample: Path | None) -> float:
     if sample is None:
         return 1e9
+    buffer, count = bytearray(_READ_PIECE), 0
     start = perf_counter()
     with sample.open("rb", buffering=0) as stream:
-        count = len(stream.read(_READ_SAMPLE))
+        while count < _READ_SAMPLE and (read := stream.readinto(buffer)):
+            count += read
     return max(count, 1) / max(perf_counter() - start, 1e-7)
 
 
