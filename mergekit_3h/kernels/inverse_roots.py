@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from mergekit_3h.kernels.dense import eigh_in_place, singular_pairs, triangle_of_columns
+from mergekit_3h.kernels.spectra import symmetric_product
 
 MEASURED_BELOW = 1e-6
 """Eigenvalues of a Gram matrix below this share of the largest are measured again. Above it the Gram matrix was seen to
@@ -75,9 +76,9 @@ def inverse_sqrt(gram: Tensor, factor: Factor) -> tuple[Tensor, Extent]:
     w, q = eigh_in_place(gram)
     small = int((w <= MEASURED_BELOW * w[-1]).sum())
     roots, extent = _measured(factor, q[:, :small], smallest=w[small], largest=w[-1])
-    # B B^T with B = Q w^(-1/4) is symmetric to the last bit, which Q w^(-1/2) Q^T is not.
     b = q[:, small:].mul_(w[small:].pow(-0.25))
-    return torch.addmm(b @ b.T, roots, roots.T) if small else b @ b.T, extent
+    large = symmetric_product(b, b)
+    return large.addmm_(roots, roots.T) if small else large, extent
 
 
 def inverse_sqrt_of_two_blocks(cross: Tensor, factor: Factor) -> tuple[Tensor, Extent]:

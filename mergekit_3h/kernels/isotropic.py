@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mergekit_3h.kernels.masks import MaskedSum, components_of
 from mergekit_3h.kernels.noise_floors import NoiseFloor, floor_of, task_edges
-from mergekit_3h.kernels.spectra import tiles
+from mergekit_3h.kernels.spectra import symmetric_product
 from mergekit_3h.kernels.sums import SumSpectrum, UpdateSum
 from mergekit_3h.kernels.tasks import TaskMatrices
 from mergekit_3h.kernels.workers import run_all
@@ -156,7 +156,7 @@ def with_values(total: UpdateSum, spectrum: SumSpectrum, values: Tensor) -> Tens
     tall = result.T if tasks.is_wide else result
     scaled = right * (values / spectrum.values)
     # Through a matrix of all columns, unless the rank is so small that two products cost less than one.
-    inner = _symmetric(tasks, scaled, right) if 2 * spectrum.rank > tasks.columns else None
+    inner = symmetric_product(scaled, right) if 2 * spectrum.rank > tasks.columns else None
 
     def fill(rows: slice) -> None:
         block = total.rows(rows)
@@ -165,18 +165,3 @@ def with_values(total: UpdateSum, spectrum: SumSpectrum, values: Tensor) -> Tens
 
     run_all(tasks.device, [partial(fill, rows) for rows in tasks.row_spans()])
     return result
-
-
-def _symmetric(tasks: TaskMatrices, scaled: Tensor, right: Tensor) -> Tensor:
-    """V diag(gains) V^T, its first factor given: the tiles on and above the diagonal, and their mirror image."""
-    side = right.shape[0]
-    product = scaled.new_empty(side, side)
-
-    def fill(tile: slice) -> None:
-        torch.mm(scaled[tile], right[tile.start :].T, out=product[tile, tile.start :])
-        product[tile.stop :, tile] = product[tile, tile.stop :].T
-        own = product[tile, tile]
-        own.copy_(own.triu() + own.triu(1).T)
-
-    run_all(tasks.device, [partial(fill, tile) for tile in tiles(tasks.device, side)])
-    return product

@@ -14,29 +14,34 @@ STORED_SQUARES = 2
 so is all that is there beside it."""
 
 PASSING_BYTES = 160
-"""Of a block and of the survey of the weights, for each entry of a small matrix .."""
+"""Of a block, of the survey of the weights, and of what is freed and kept, for each entry of a small matrix .."""
 
-MOST_PASSING_BYTES = 16 << 20
+MOST_PASSING_BYTES = 24 << 20
 """.. and for a large one, of which they take a part at a time."""
 
-LARGE_BLOCK = 1 << 20
+LARGE_BLOCK = 4 << 20
+FREE_AT_MOST = 4 << 20
 THRESHOLD_VARIABLE = "MALLOC_MMAP_THRESHOLD_"
-_M_MMAP_THRESHOLD = -3  # of mallopt(3)
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 
 
 def return_large_blocks_when_freed() -> None:
-    """Have glibc give every freed block of a megabyte and more back to the system at once.
+    """Have glibc give every freed block of four megabytes and more back to the system at once.
 
     glibc raises that threshold by itself up to 32 MB, and keeps what is freed below it in an arena for each thread. The
-    stages of a merge run in several threads with workspaces of 1 to 30 MB, so half of the peak was seen to be memory
-    that nobody used (docs/performance.md). This is the whole process's affair: a host calls it when a merge begins,
-    before it reads any tensor, since holes left in the heap earlier stay resident. Nothing is done elsewhere than in
-    glibc, nor where the environment sets the threshold itself.
+    stages of a merge run in several threads with workspaces of 1 to 30 MB, so a third of the peak was seen to be memory
+    that nobody used (docs/performance.md). Smaller blocks are kept, up to ``FREE_AT_MOST`` at the end of an arena: to
+    ask for them again and again takes a tenth of the time of small matrices.
+
+    This is the whole process's affair: a host calls it when a merge begins, before it reads any tensor, since holes
+    left in the heap earlier stay resident. Nothing is done elsewhere than in glibc, nor where the environment sets the
+    threshold itself.
     """
     if sys.platform.startswith("linux") and THRESHOLD_VARIABLE not in os.environ:
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
         if mallopt is not None:
             mallopt(_M_MMAP_THRESHOLD, LARGE_BLOCK)
+            mallopt(_M_TRIM_THRESHOLD, FREE_AT_MOST)
 
 
 def stores_left(rows: int, columns: int, width: int) -> bool:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from mergekit_3h.kernels.dense import eigh_in_place
 from mergekit_3h.kernels.tasks import TaskMatrices
-from mergekit_3h.kernels.workers import spans
+from mergekit_3h.kernels.workers import run_all, spans
 
 TILE = 128
 """Columns of a tile of a Gram matrix; only tiles on and above the diagonal are computed."""
@@ -110,6 +111,21 @@ def add_gram(gram: Tensor, block: Tensor) -> None:
     """Add the upper tiles of block^T block to ``gram``."""
     for tile in tiles(gram.device, gram.shape[0]):
         gram[tile, tile.start :].addmm_(block[:, tile].T, block[:, tile.start :])
+
+
+def symmetric_product(left: Tensor, right: Tensor) -> Tensor:
+    """left right^T where that is symmetric: the tiles on and above the diagonal, and their mirror image."""
+    side = left.shape[0]
+    product = left.new_empty(side, side)
+
+    def fill(tile: slice) -> None:
+        torch.mm(left[tile], right[tile.start :].T, out=product[tile, tile.start :])
+        product[tile.stop :, tile] = product[tile, tile.stop :].T
+        own = product[tile, tile]
+        own.copy_(own.triu() + own.triu(1).T)
+
+    run_all(left.device, [partial(fill, tile) for tile in tiles(left.device, side)])
+    return product
 
 
 def tiles(device: torch.device, columns: int) -> list[slice]:

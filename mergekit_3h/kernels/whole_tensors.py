@@ -42,8 +42,11 @@ def dot_products(experts: Sequence[Tensor], base: Tensor) -> list[list[float]]:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether every number is finite; looked at in blocks, since ``torch.isfinite`` makes copies of its argument."""
+    """Whether every number is finite: their sum is, in one pass without copies. A sum may overflow, and then they are
+    looked at in blocks, since ``torch.isfinite`` makes copies of its argument."""
     flat = tensor.reshape(-1)
+    if bool(torch.isfinite(flat.sum())):
+        return True
     finite = torch.ones((), dtype=torch.bool, device=tensor.device)
     for part in spans(flat.numel(), 4 * BLOCK_ELEMENTS):
         finite &= torch.isfinite(flat[part]).all()
