@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from fusion_bench.modelpool.base_pool import BaseModelPool
@@ -21,9 +21,11 @@ from fusion_bench_ext.hydra_values import plain_value
 from fusion_bench_ext.models import OpenModel
 from fusion_bench_ext.pools import BASE_NAME
 from mergekit_3h.errors import ModelError, OptionError, TensorError
-from mergekit_3h.methods.groups import MeasuredMethod
 from mergekit_3h.options import require_known
 from mergekit_3h.suggestions import did_you_mean
+
+if TYPE_CHECKING:
+    from mergekit_3h.methods.groups import MeasuredMethod
 
 _LAYER = re.compile(r"\.(?:layers|h|blocks|block|layer)\.(\d+)\.")
 _SETTING = TypeAdapter(ParameterSetting)
