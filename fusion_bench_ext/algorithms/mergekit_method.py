@@ -65,8 +65,6 @@ class MergeKitAlgorithm(StreamingAlgorithm):
         self.merge_method, self.base_model, self.seed = merge_method, base_model, seed
         self.parameters = dict(plain_value(parameters) or {})
         given = plain_value(model_parameters) or {}
-        memory_gb = self.parameters.get("memory_gb")
-        self.memory_gb = memory_gb if isinstance(memory_gb, int | float) else None
         self.model_parameters = {name: dict(plain_value(own) or {}) for name, own in given.items()}
         with shown_by_hydra():
             for name in kwargs:
@@ -115,18 +113,23 @@ class MergeKitAlgorithm(StreamingAlgorithm):
     def arrange(self, names: list[str]) -> list[str]:
         if self.seed is not None:
             torch.manual_seed(self.seed)
+        self.memory_gb = None
         self._last_layer = max((layer for name in names if (layer := _layer(name)) is not None), default=0)
         # mergekit's order, so that methods that draw random numbers draw the same ones.
         return sorted(names)
 
     def bytes_needed(self, name: str, reference: OpenModel, experts: Sequence[OpenModel]) -> int | None:
-        """Of a spectral method, which says it. mergekit's own merge one tensor after the other, in its order."""
+        """Of a spectral method, which says it. mergekit's own merge one tensor after the other, in its order. Of
+        different ``memory_gb`` the smallest counts."""
         if not hasattr(self._method, "bytes_to_merge"):
             return None
         facts, models = reference.describe(name), [*(model.name for model in experts), reference.name]
         resolved = self._resolve(name, self._depth(name), models, reference.name)
         of_models = {parameter.name for parameter in self._method.spec.input_parameters}
         shared = {option: value for option, value in resolved.items() if option not in of_models}
+        allowed = shared.get("memory_gb")
+        if allowed is not None:
+            self.memory_gb = min(allowed, self.memory_gb or allowed)
         tensors = [torch.empty(facts.shape, dtype=facts.dtype, device="meta") for _ in models]
         return cast("MeasuredMethod", self._method).bytes_to_merge(name, tensors, shared)
 

@@ -118,7 +118,9 @@ class SafetyMerge(StreamingAlgorithm):
         return self._merger.arrange(names)
 
     def bytes_needed(self, name: str, reference: OpenModel, experts: Sequence[OpenModel]) -> int | None:
-        return self._merger.bytes_needed(name, reference, experts)
+        need = self._merger.bytes_needed(name, reference, experts)
+        self.memory_gb = self._merger.memory_gb
+        return need
 
     def merge(self, name: str, base: tuple[str, Tensor] | None, experts: Mapping[str, Tensor]) -> Tensor:
         return self._merger.merge(name, base, experts)
@@ -128,7 +130,6 @@ class SafetyMerge(StreamingAlgorithm):
         silent = None if self.fabric.is_global_zero else True  # None: shown on a terminal only
         host = self.host([base, *experts], self.fabric.device, silent=silent, report=self._report_folder())
         self.solution, self._merger = SearchedMerge(host).found()
-        self.memory_gb = self._merger.memory_gb
         return super()._merge_all(base, experts)
 
     def host(self, models: Sequence[OpenModel], device: torch.device, **others: Any) -> PoolHost:

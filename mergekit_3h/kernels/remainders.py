@@ -63,7 +63,8 @@ class Remainder:
 
 
 def _precision(tasks: TaskMatrices) -> torch.dtype:
-    """What T is computed in: the few digits that it needs float32 has, if the numbers themselves are no finer."""
+    """What the products are computed in: the few digits that T needs float32 has, if the numbers themselves are no
+    finer. Squares are float64, lest those of tiny numbers vanish."""
     is_enough = tasks.number_dtype == torch.float32 and has_float32(tasks.device)
     return torch.float32 if is_enough else torch.float64
 
@@ -84,8 +85,8 @@ def remainder(tasks: TaskMatrices, i: int, right: Tensor) -> Remainder:
     rounding, right = torch.zeros_like(left), right.to(dtype)
     for rows, delta in zip(tasks.row_spans(), tasks.blocks(i, dtype), strict=True):
         part = (delta @ right) @ right.T
-        left += (delta - part).square_().sum(dtype=torch.float64)
+        left += (delta - part).to(torch.float64).square_().sum()
         if bits is not None:
             weights = part.add_(base[:, rows].T if tasks.is_wide else base[rows])
-            rounding += (weights.to(_DTYPES[bits]).to(dtype) - weights).square_().sum(dtype=torch.float64)
+            rounding += (weights.to(_DTYPES[bits]).to(dtype) - weights).to(torch.float64).square_().sum()
     return Remainder(float(left), float(rounding))

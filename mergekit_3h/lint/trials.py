@@ -159,8 +159,8 @@ class _Trying:
         options = self.merge.options_of(tensor)
         assert options is not None
         shape = _part(_matrix_shape(tensor), lambda part: self.expected(tensor, part) * self._factor(kind), most)
-        inputs = [self._stored(given, shape) for given in tensor.inputs]
         try:
+            inputs = [self._stored(given, shape) for given in tensor.inputs]
             need = options.working_bytes(*shape, self.merge.experts(tensor), 4) + sum(each.nbytes for each in inputs)
             taken = self._timed(lambda: self._merged(tensor, inputs, options), need)
         except Exception as error:  # the merge itself would end with it

@@ -112,34 +112,36 @@ class SafetyMergeMethod(GroupMergeMethod):
         method = get(host.combination.method)
         # mergekit's own methods say nothing of memory, and are merged one tensor after the other as ever.
         ahead = lookahead(config, plan, options) if hasattr(method, "bytes_to_merge") else None
-        given = (config.parameters or {}).get("memory_gb")
-        memory_gb = given if isinstance(given, int | float) else None
-        self._planned = _Planned(config, SearchedMerge(host), set(host.names.values()), ahead, memory_gb)
+        models = set(host.names.values())
+        self._planned = _Planned(config, SearchedMerge(host), models, ahead, host.combination.memory_gb)
         return self._planned
 
     def bytes_to_merge(self, name: str, tensors: Sequence[torch.Tensor], parameters: Mapping[str, Any]) -> int:
         """What merging a tensor takes of memory. mergekit's thread asks before the first one begins, so that is where
         the search runs, with all cores and nothing on the device yet."""
-        if self._planned is None:
-            raise HostError("safety_merge: no merge is planned that a tensor could be of")
+        planned = self._of_plan()
         with shown_by_mergekit():
-            return self._planned.merge.found()[1].bytes_to_merge(name, tensors)
+            return planned.merge.found()[1].bytes_to_merge(name, tensors)
 
     def merge_group(self, group: TensorGroup, /, **parameters: Any) -> torch.Tensor:
         if parameters["data"] is None:
             return _uniform_merge(group, parameters)
+        planned = self._of_plan()
+        if {str(entry.id) for entry in group.entries} != planned.models:
+            raise HostError(f"safety_merge: {group.metadata.name} is of other models than those of the planned merge")
+        with shown_by_mergekit():
+            tensors: dict[Any, torch.Tensor] = {entry.id: entry.tensor for entry in group.entries}
+            merged = planned.merge.found()[1].merged(group.metadata.name or "", tensors)
+        assert merged is not None  # only an optional tensor that models lack gives none, and none is lacking here
+        return merged
+
+    def _of_plan(self) -> _Planned:
         if self._planned is None:
             raise HostError(
                 "safety_merge evaluates whole models, so single tensors cannot be merged with it; use mergekit-yaml, "
                 "or mergekit_3h.search from Python"
             )
-        if {str(entry.id) for entry in group.entries} != self._planned.models:
-            raise HostError(f"safety_merge: {group.metadata.name} is of other models than those of the planned merge")
-        with shown_by_mergekit():
-            tensors: dict[Any, torch.Tensor] = {entry.id: entry.tensor for entry in group.entries}
-            merged = self._planned.merge.found()[1].merged(group.metadata.name or "", tensors)
-        assert merged is not None  # only an optional tensor that models lack gives none, and none is lacking here
-        return merged
+        return self._planned
 
 
 def _uniform_merge(group: TensorGroup, parameters: dict[str, Any]) -> torch.Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 
 from mergekit_3h.errors import OptionError
 from mergekit_3h.losses.records import LocatedRecord, by_set, located_records
+from mergekit_3h.options import checked
 from mergekit_3h.safety.options import SafetyMergeOptions
 from mergekit_3h.search.axes import Axis
 from mergekit_3h.search.combinations import require_plain
@@ -91,8 +92,12 @@ class Combination:
                     f"option {name!r}: got {value!r}; while safety_merge searches, {self.method} takes one value for "
                     "all tensors"
                 )
-        running = RunningOptions.model_fields  # no part of what is searched
-        return registry.parse_options(self.method, {name: v for name, v in options.items() if name not in running})
+        return registry.parse_options(self.method, _deciding(options))
+
+    @property
+    def memory_gb(self) -> float | None:
+        """What the merge at the end may take."""
+        return checked(RunningOptions, "memory_gb", self.shared.get("memory_gb"))
 
     def records(self) -> list[LocatedRecord]:
         """The records of the data files. What can be wrong with them, or with the report's place, shows here."""
@@ -102,9 +107,9 @@ class Combination:
         return records
 
     def parameters(self) -> dict[str, Any]:
-        """Both kinds of parameters, for reports and traces."""
+        """Both kinds of parameters, for reports and traces, as far as they decide what is found."""
         own = {label: dict(parameters) for label, parameters in self.own.items() if parameters}
-        return {"parameters": dict(self.shared), "model_parameters": own}
+        return {"parameters": _deciding(self.shared), "model_parameters": own}
 
     def static(self, base: Any, experts: Mapping[str, Any], weights: Mapping[str, Any], kept: Mapping[str, Any]) -> Any:
         """The ordinary mergekit config that merges with fixed weights: these, or those of the config where they are
@@ -116,6 +121,11 @@ class Combination:
             models.append({"model": model, **({"parameters": parameters} if parameters else {})})
         config = {"merge_method": self.method, "base_model": base, "models": models}
         return {**config, **({"parameters": dict(self.shared)} if self.shared else {}), **kept}
+
+
+def _deciding(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Without those that change how a merge runs and no bit of its result: a trace may go on with others."""
+    return {name: value for name, value in parameters.items() if name not in RunningOptions.model_fields}
 
 
 def require_no_gate(where: str, parameters: Mapping[str, Any]) -> None:

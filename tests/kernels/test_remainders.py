@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from kernels.oracle import random_delta
@@ -71,6 +73,18 @@ def test_float32_is_enough_for_it(dtype: torch.dtype) -> None:
     left_square, lost = values[k:].square().sum(), without_rounding.to(dtype).double() - without_rounding
     assert found.left_square == pytest.approx(float(left_square), rel=1e-5)
     assert found.rounding_square == pytest.approx(float(lost.square().sum()), rel=1e-3)
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0**-40, 2.0**-74])
+def test_it_does_not_depend_on_the_scale(scale: float) -> None:
+    base, update = base_weights((320, 160)).float(), random_delta((320, 160), "decaying", 1, scale=3e-4)
+    expert = ((base + update.float()).bfloat16().float() * scale).bfloat16()
+    right = torch.linalg.qr(torch.randn(160, 20, generator=torch.Generator().manual_seed(2)).double())[0]
+    ratios = [
+        remainder(TaskMatrices([expert / by], (base * scale).bfloat16() / by), 0, right).ratio for by in (1.0, scale)
+    ]
+    assert ratios[0] == pytest.approx(ratios[1], rel=1e-5)
+    assert math.isfinite(ratios[0]) and ratios[0] > 1
 
 
 def test_numbers_that_are_finer_or_products_that_are_coarser_than_float32_are_computed_in_float64() -> None:

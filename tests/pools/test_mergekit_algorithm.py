@@ -10,7 +10,7 @@ from fusion_bench.modelpool import BaseModelPool, CausalLMPool
 from mergekit.merge_methods import registered_methods
 
 from fusion_bench_ext.algorithms import RTSVM, TSVM, MergeKitAlgorithm
-from mergekit_3h.errors import ModelError, OptionError, TensorError
+from mergekit_3h.errors import ModelError, OptionError, TensorError, ThreeHError
 from mergekit_3h.spectral import registry
 
 from .conftest import EXPERTS, differing, merge_config, named_experts, pool_of, stored
@@ -131,6 +131,28 @@ def test_seed_decides_the_random_numbers(llama):
     torch.rand(3)
     assert differing(first, merged(1)) == []
     assert differing(first, merged(2))
+
+
+@pytest.mark.parametrize(
+    ("given", "allowed"),
+    [
+        (None, None),
+        (0.5, 0.5),
+        ("0.5", 0.5),
+        ([1.0, 0.25], 0.25),
+        ([{"filter": "mlp", "value": 0.5}, {"value": 2}], 0.5),
+    ],
+)
+def test_of_different_memory_gb_the_smallest_counts(llama, given, allowed):
+    algorithm = MergeKitAlgorithm("tsvm", {} if given is None else {"memory_gb": given})
+    for _ in range(2):
+        algorithm.run(tiny_pool(llama, 2, lazy=False))
+        assert algorithm.memory_gb == allowed
+
+
+def test_what_needs_whole_models_says_so(llama):
+    with pytest.raises(ThreeHError, match="safety_merge evaluates whole models"):
+        MergeKitAlgorithm("safety_merge", {"data": "records.jsonl"}).run(tiny_pool(llama, 2, lazy=False))
 
 
 def test_base_model_may_be_any_model_of_the_pool(llama):

@@ -87,9 +87,21 @@ def test_tensors_side_by_side(host: Host, trained: Trained, absolute: Path, thre
     host(trained, absolute / "beside")
     assert threads["searched"] == {"MainThread"}
     assert len(threads["merged"]) == 2 and all(name.startswith("mergekit-3h") for name in threads["merged"])
-    host(trained, absolute / "alone", memory_gb=1e-6)
+    host(trained, absolute / "alone", memory_gb="1e-6")  # which YAML takes for a string
     assert threads["merged"] == {"MainThread"}
     assert same_bits(absolute / "beside", absolute / "alone")
+
+
+@pytest.mark.usefixtures("two_cores")
+def test_a_finished_search_is_kept_when_its_merge_is_to_take_less_memory(
+    trained: Trained, absolute: Path, threads: dict[str, set[str]]
+) -> None:
+    report = absolute / "report"
+    by_mergekit(trained, absolute / "much", report=str(report), memory_gb=2.0)
+    trace = (report / "trace.jsonl").read_text()
+    by_mergekit(trained, absolute / "little", report=str(report), memory_gb=1e-6)
+    assert threads["merged"] == {"MainThread"}
+    assert (report / "trace.jsonl").read_text() == trace and same_bits(absolute / "much", absolute / "little")
 
 
 def test_tensors_through_a_device(
