@@ -33,7 +33,7 @@ def product_flops(shape: tuple[int, int], ranks: Sequence[int]) -> int:
 
 
 def _upper_tiles(size: int) -> int:
-    """Entries on and above the diagonal of a Gram matrix, in whole tiles."""
+    """Entries on and above the diagonal of a symmetric matrix, in whole tiles."""
     return sum((tile.stop - tile.start) * (size - tile.start) for tile in tiles(torch.device("cpu"), size))
 
 
@@ -41,4 +41,5 @@ def _inverse_sqrt(ranks: Sequence[int], side: int, is_wide: bool) -> int:
     if len(ranks) == 2 and not is_wide:
         large, small = max(ranks), min(ranks)
         return 3 * large * small**2 + large**2 * small + small**3 if small else 0
-    return side**3 if is_wide else sum(ranks) ** 3
+    size = side if is_wide else sum(ranks)
+    return size * _upper_tiles(size)
