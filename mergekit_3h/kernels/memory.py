@@ -29,9 +29,9 @@ def return_large_blocks_when_freed() -> None:
     """Have glibc give every freed block of four megabytes and more back to the system at once.
 
     glibc raises that threshold by itself up to 32 MB, and keeps what is freed below it in an arena for each thread. The
-    stages of a merge run in several threads with workspaces of 1 to 30 MB, so a third of the peak was seen to be memory
-    that nobody used (docs/performance.md). Smaller blocks are kept, up to ``FREE_AT_MOST`` at the end of an arena: to
-    ask for them again and again takes a tenth of the time of small matrices.
+    stages of a merge run in several threads with workspaces of 1 to 30 MB, so some of the peak would be memory that
+    nobody uses (docs/performance.md). Smaller blocks are kept, up to ``FREE_AT_MOST`` at the end of an arena: to ask
+    for them again and again takes a seventh of the processor time of small matrices.
 
     This is the whole process's affair: a host calls it when a merge begins, before it reads any tensor, since holes
     left in the heap earlier stay resident. Nothing is done elsewhere than in glibc, nor where the environment sets the
