@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,27 @@ def test_what_is_finished_is_not_merged_again(
     # The tensor that was too many for the fifth shard was merged already.
     assert ran.count("SaveTensor") == tensors and 0 < first < tensors
     assert ran.count("ExecuteMergeMethodTask") == tensors + 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_comes_out_of_a_library_as_an_error(
+    write_config, reference, out: Path, ended_after, number: signal.Signals
+) -> None:
+    config = write_config("linear", weight=0.5)
+    expected = reference(config, *SMALL)
+
+    def hidden(_: Any) -> None:
+        """As torch does where a handler raises while it asks an object for its length."""
+        try:
+            signal.raise_signal(number)
+        except BaseException:
+            raise ValueError("could not determine the shape of object") from None
+
+    ended_after(3, hidden)
+    assert "stopped: 3 finished files are kept" in merge(config, out, *SMALL, status=128 + number).output
+    ended_after(None)
+    merge(config, out, *SMALL)
+    assert files(out) == expected
 
 
 def test_a_kill_while_the_files_get_their_places(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -21,26 +21,45 @@ class InterruptedMergeError(ThreeHError):
         """What a shell expects of a program that a signal has ended."""
 
 
-class _TerminatedError(BaseException):
-    """SIGTERM, which by itself would end the process without a word."""
+class _StoppedError(BaseException):
+    """A signal, on its way out of the merge."""
 
 
 @contextmanager
 def ended_in_words(folder: UnfinishedMerge) -> Generator[None]:
     """Ctrl-C and SIGTERM end with what is kept, and how to go on."""
+    arrived: list[int] = []
 
-    def terminate(number: int, frame: FrameType | None) -> None:
-        raise _TerminatedError
+    def stop(number: int, frame: FrameType | None) -> None:
+        arrived.append(number)
+        raise _StoppedError
 
-    is_main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, terminate) if is_main else None
+    with _handled_by(stop):
+        try:
+            yield
+        except (Exception, KeyboardInterrupt, _StoppedError) as error:
+            # What a signal raises under torch's C code comes out of it as an error of torch's.
+            if not arrived and not isinstance(error, KeyboardInterrupt):
+                raise
+            number = arrived[0] if arrived else signal.SIGINT
+            kept = len({piece.file for piece in folder.pieces.values()})
+            rest = (
+                f"{kept} finished files are kept, and the same command goes on from there"
+                if kept
+                else "nothing is kept"
+            )
+            raise InterruptedMergeError(f"stopped: {rest}", 128 + number) from None
+
+
+@contextmanager
+def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Generator[None]:
+    """Signals that end a process, where they may be handled: in the main thread, Ctrl-C if nobody else has it."""
+    numbers = [signal.SIGTERM] if threading.current_thread() is threading.main_thread() else []
+    if numbers and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        numbers.append(signal.SIGINT)
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
-    except (KeyboardInterrupt, _TerminatedError) as error:
-        number = signal.SIGTERM if isinstance(error, _TerminatedError) else signal.SIGINT
-        kept = len({piece.file for piece in folder.pieces.values()})
-        text = f"{kept} finished files are kept, and the same command goes on from there" if kept else "nothing is kept"
-        raise InterruptedMergeError(f"stopped: {text}", 128 + number) from None
     finally:
-        if is_main:
-            signal.signal(signal.SIGTERM, before)
+        for number, handled in before.items():
+            signal.signal(number, handled)
