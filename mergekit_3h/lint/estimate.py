@@ -74,7 +74,8 @@ class Estimate:
 
 
 def estimate_merge(config: Any, plan: list[PlannedTensor], models: list[NamedModel], device: str = "cpu") -> Estimate:
-    """From the tensors' shapes and a calibration of this machine."""
+    """From the tensors' shapes and a calibration of this machine. Of a search, the merge that writes what it found."""
+    config = _written(config)
     files = [file for model in models if model.checkpoint for file in model.checkpoint.files]
     sample = max(files, key=lambda file: file.stat().st_size, default=None)
     speed = measure_throughput(sample, device)
@@ -116,6 +117,12 @@ def estimate_merge(config: Any, plan: list[PlannedTensor], models: list[NamedMod
         basis=f"scaled from {_on_trial(trials)}short runs of {what} on {device}, and of reading and writing, on this "
         "machine" + _slow_float64(method, device),
     )
+
+
+def _written(config: Any) -> Any:
+    """The config of the merge that makes the files: safety_merge's has the method whose weights it finds."""
+    combined = (config.parameters or {}).get("combine") if config.merge_method == "safety_merge" else None
+    return config.model_copy(update={"merge_method": combined}) if isinstance(combined, str) else config
 
 
 def _on_trial(trials: Trials) -> str:
