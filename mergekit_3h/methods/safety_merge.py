@@ -23,7 +23,12 @@ from mergekit_3h.methods.groups import Lookahead, begin_ahead
 from mergekit_3h.methods.host_errors import HostError, shown_by_mergekit
 from mergekit_3h.methods.parameters import parameter_specs
 from mergekit_3h.methods.planning import check_models, lookahead, planned_merge
-from mergekit_3h.safety.options import DECLARATIONS, REQUIRED
+from mergekit_3h.safety.options import (
+    DECLARATIONS,
+    REQUIRED,
+    parse_safety_merge_options,
+    safety_merge_option_names,
+)
 from mergekit_3h.search.options import SearchOptions
 
 if TYPE_CHECKING:
@@ -44,6 +49,12 @@ class _Planned:
     """For its tensors to begin ahead of their turn; None where they do not."""
     memory_gb: float | None
     """What these may take."""
+
+    def has(self, parameters: Mapping[str, Any]) -> bool:
+        """Whether these are the options of its search."""
+        known = safety_merge_option_names()
+        given = {name: value for name, value in parameters.items() if name in known and value is not None}
+        return parse_safety_merge_options(given) == self.merge.host.combination.given
 
 
 class SafetyMergeMethod(GroupMergeMethod):
@@ -127,8 +138,11 @@ class SafetyMergeMethod(GroupMergeMethod):
         if parameters["data"] is None:
             return _uniform_merge(group, parameters)
         planned = self._of_plan()
-        if {str(entry.id) for entry in group.entries} != planned.models:
-            raise HostError(f"safety_merge: {group.metadata.name} is of other models than those of the planned merge")
+        if {str(entry.id) for entry in group.entries} != planned.models or not planned.has(parameters):
+            raise HostError(
+                f"safety_merge: {group.metadata.name} is of another merge than the one that was planned last; run each "
+                "merge before the next one is planned"
+            )
         with shown_by_mergekit():
             tensors: dict[Any, torch.Tensor] = {entry.id: entry.tensor for entry in group.entries}
             merged = planned.merge.found()[1].merged(group.metadata.name or "", tensors)

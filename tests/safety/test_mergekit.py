@@ -12,7 +12,13 @@ import torch
 import yaml
 from click.testing import CliRunner
 from hosts import merge_config, mergekit_yaml, read_model
+from mergekit.config import MergeConfiguration
+from mergekit.graph import Executor
+from mergekit.merge import run_merge
+from mergekit.options import MergeOptions
 from tiny_models import Family
+
+from mergekit_3h.methods.host_errors import HostError
 
 from .conftest import Trained
 
@@ -162,3 +168,23 @@ def test_several_merges_in_one_file(trained: Trained, absolute: Path) -> None:
         static = yaml.safe_load((absolute / report / "static.yml").read_text())
         mergekit_yaml(static, absolute / f"static-{report}")
         assert same_bits(merged, absolute / f"static-{report}")
+
+
+def test_a_merge_that_was_planned_before_another_one(
+    trained: Trained, absolute: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was planned last would be searched and written for both."""
+    ran: list[Path] = []
+    run = Executor.run
+
+    def planning_another(self: Executor, *given: Any, **more: Any) -> Any:
+        if not ran:
+            ran.append(absolute)
+            run_merge(MergeConfiguration.model_validate(second), str(absolute / "second"), MergeOptions(quiet=True))
+        return run(self, *given, **more)
+
+    monkeypatch.setattr(Executor, "run", planning_another)
+    first, second = trained.config(solver="grid", max_evaluations=4), trained.config(solver="cocktail")
+    with pytest.raises(HostError, match="another merge than the one that was planned last"):
+        run_merge(MergeConfiguration.model_validate(first), str(absolute / "first"), MergeOptions(quiet=True))
+    assert (absolute / "second" / "config.json").exists()
