@@ -23,15 +23,13 @@ from mergekit_3h.methods.groups import Lookahead, begin_ahead
 from mergekit_3h.methods.host_errors import HostError, shown_by_mergekit
 from mergekit_3h.methods.parameters import parameter_specs
 from mergekit_3h.methods.planning import check_models, lookahead, planned_merge
-from mergekit_3h.safety.options import (
-    DECLARATIONS,
-    REQUIRED,
-    parse_safety_merge_options,
-    safety_merge_option_names,
-)
+from mergekit_3h.options import checked
+from mergekit_3h.safety.options import DECLARATIONS, REQUIRED
 from mergekit_3h.search.options import SearchOptions
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from mergekit_3h.methods.fixed_merge import MergekitFixedMerge
     from mergekit_3h.safety.merge import SearchedMerge
 
@@ -51,10 +49,18 @@ class _Planned:
     """What these may take."""
 
     def has(self, parameters: Mapping[str, Any]) -> bool:
-        """Whether these are the options of its search."""
-        known = safety_merge_option_names()
-        given = {name: value for name, value in parameters.items() if name in known and value is not None}
-        return parse_safety_merge_options(given) == self.merge.host.combination.given
+        """Whether these are the options of its search: as the config has them, or unset."""
+        given = self.config.parameters or {}
+        return all(
+            _read(declaration, name, parameters[name]) == _read(declaration, name, given.get(name))
+            for declaration in DECLARATIONS
+            for name in declaration.model_fields
+            if name in parameters
+        )
+
+
+def _read(declaration: type[BaseModel], name: str, value: Any) -> Any:
+    return declaration.model_fields[name].default if value is None else checked(declaration, name, value)
 
 
 class SafetyMergeMethod(GroupMergeMethod):
