@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,15 @@ def test_what_is_finished_is_not_merged_again(
     assert ran.count("ExecuteMergeMethodTask") == tensors + 1
 
 
+@pytest.fixture
+def _ctrl_c_as_in_a_shell() -> Iterator[None]:
+    """A process in the background is begun with Ctrl-C ignored, and so are the tests in it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_ctrl_c_as_in_a_shell")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_that_comes_out_of_a_library_as_an_error(
     write_config, reference, out: Path, ended_after, number: signal.Signals
