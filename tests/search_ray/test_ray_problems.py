@@ -24,7 +24,7 @@ Opening = Callable[..., "partial[Problem]"]
 def fresh(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     """Run code in a process of its own, which is connected to no cluster."""
     command = [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
 @pytest.mark.parametrize(
