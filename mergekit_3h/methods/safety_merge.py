@@ -52,15 +52,17 @@ class _Planned:
         """Whether these are the options of its search: as the config has them, or unset."""
         given = self.config.parameters or {}
         return all(
-            _read(declaration, name, parameters[name]) == _read(declaration, name, given.get(name))
+            _is_same(declaration, name, parameters[name], given.get(name, field.default))
             for declaration in DECLARATIONS
-            for name in declaration.model_fields
+            for name, field in declaration.model_fields.items()
             if name in parameters
         )
 
 
-def _read(declaration: type[BaseModel], name: str, value: Any) -> Any:
-    return declaration.model_fields[name].default if value is None else checked(declaration, name, value)
+def _is_same(declaration: type[BaseModel], name: str, *values: Any) -> bool:
+    """Whether two values of an option mean the same, as they are or, which takes longer, as they are read."""
+    first, second = (declaration.model_fields[name].default if value is None else value for value in values)
+    return first == second or checked(declaration, name, first) == checked(declaration, name, second)
 
 
 class SafetyMergeMethod(GroupMergeMethod):
